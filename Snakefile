@@ -1,0 +1,46 @@
+"""How robust are CLIP models? Downloads, embeds, measures and draws; see README.md.
+
+    snakemake --cores all --resources gpu=4                  # reproduce the papers
+    snakemake figures/shape_bias.pdf                         # one figure
+    snakemake --configfile config/mini.yaml --cores all      # the offline study on models trained here
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+if "study" not in config:
+
+    configfile: "config/config.yaml"
+
+
+pathvars:
+    figures="figures",
+    benchmarks="<results>/benchmarks",
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/mini.smk"
+include: "rules/text.smk"
+include: "rules/embed.smk"
+include: "rules/metrics.smk"
+include: "rules/tables.smk"
+include: "rules/published.smk"
+include: "rules/figures.smk"
+include: "rules/report.smk"
+
+
+report: "report/workflow.rst"
+
+
+rule all:
+    input:
+        "<figures>/report.html",
+        expand("<figures>/{figure}.pdf", figure=config["figures"]),
+    default_target: True
+
+
+rule tables:
+    input:
+        study_tables(),

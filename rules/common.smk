@@ -1,0 +1,226 @@
+"""Helpers of the rule files. The registry is read here, before any job is planned."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
+
+ROOT = Path(workflow.basedir)
+sys.path.insert(0, str(ROOT / "src"))
+
+from clip_robustness.core.io import InputError
+from clip_robustness.core.provenance import code_hash
+from clip_robustness.core.registry import load_study
+
+try:
+    study = load_study(config, ROOT)
+except InputError as error:
+    raise WorkflowError(f"the study cannot be planned:\n{error}") from None
+
+config = study.config  # with the schema's defaults filled in
+
+# Jobs import the package from this checkout, and without conda they use the Python that runs Snakemake.
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(ROOT / 'src'))}; "
+    + ("export CLIP_ROBUSTNESS_DEVICES=; " if config["device"] == "cpu" else "")
+    + (
+        ""
+        if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+        else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+    )
+)
+
+GPUS = 0 if config["device"] == "cpu" else 1
+PROMPTS = [config["prompts"]["default"], *config["prompts"]["also"]]
+PIXEL_SPECS = {m.preprocessing.key: m.preprocessing.pixel_spec for m in study.models.values()}
+TABLES_OF_METRIC = ("accuracy", "calibration", "shape_bias")
+
+
+def one_of(names):
+    """A wildcard constraint: exactly these names (or nothing at all)."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+wildcard_constraints:
+    model=one_of(study.models),
+    dataset=one_of(study.datasets),
+    space=one_of(study.label_spaces),
+    prompts=one_of(study.prompts),
+    spec=one_of(PIXEL_SPECS),
+    metric=one_of(TABLES_OF_METRIC),
+    figure=one_of(config["figures"]),
+
+
+def of_family(*families):
+    return one_of(n for n, d in study.datasets.items() if d.family in families)
+
+
+def of_weights(scheme):
+    return one_of(n for n, m in study.models.items() if m.weights.split(":")[0] == scheme)
+
+
+def dataset_json(wildcards):
+    """A data set's entry as a verb takes it."""
+    dataset = study.datasets[wildcards.dataset]
+    known = {"name": dataset.name, "family": dataset.family, "images": dataset.images, "licence": dataset.licence}
+    return json.dumps({**known, **dataset.details}, sort_keys=True)
+
+
+def space_json(wildcards):
+    return json.dumps(study.label_spaces[wildcards.space], sort_keys=True)
+
+
+def base_space_of_space(wildcards):
+    base = study.label_spaces[wildcards.space].get("base")
+    return f"<resources>/labels/{base}.json" if base else []
+
+
+def labels_of_dataset(wildcards):
+    return f"<resources>/labels/{study.datasets[wildcards.dataset].labels}.json"
+
+
+def source_of_dataset(wildcards):
+    """Where a data set's images lie: a folder or archive that the user has, or the one that is downloaded."""
+    local = config["local"].get(wildcards.dataset)
+    details = study.datasets[wildcards.dataset].details
+    return local or f"<resources>/archives/{wildcards.dataset}/{details['archive']}"
+
+
+def archive_of_dataset(wildcards):
+    return study.datasets[wildcards.dataset].details["archive"]
+
+
+def model_field(name):
+    return lambda wildcards: getattr(study.models[wildcards.model], name)
+
+
+def pixels_of_suite(suite):
+    def pixels(wildcards):
+        key = study.models[wildcards.model].preprocessing.key
+        return [f"<resources>/pixels/{key}/{name}.npy" for name in study.suites[suite]]
+
+    return pixels
+
+
+def head_of(space):
+    """The head that a metric needs, as an input: nothing for a model that answers with logits."""
+
+    def head(wildcards):
+        if not study.models[wildcards.model].has_text_tower:
+            return []
+        base = study.base_space(wildcards.get("dataset", space))
+        return f"<results>/heads/{{model}}/{config['prompts']['default']}.{base}.npz"
+
+    return head
+
+
+def reference_of(pattern):
+    """A file of a data set's in-distribution partner, or nothing where it has none."""
+
+    def reference(wildcards):
+        name = study.datasets[wildcards.dataset].reference
+        if not name:
+            return []
+        return pattern.format(
+            model=wildcards.model, reference=name, labels=study.datasets[name].labels
+        )
+
+    return reference
+
+
+def optional(*names):
+    """Command-line options for those of a rule's named inputs that are there."""
+
+    def options(wildcards, input):
+        there = [name for name in names if input.get(name)]
+        return " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(input[name]))}" for name in there)
+
+    return options
+
+
+def metric_files(wildcards):
+    pairs = [(m, d) for d in study.with_metric(wildcards.metric) for m in study.models]
+    return [f"<results>/metrics/{wildcards.metric}/{m}/{d}.json" for m, d in pairs]
+
+
+def world_json(wildcards):
+    """A rendered world's settings. `scale` shrinks every mini data set alike."""
+    dataset = study.datasets[wildcards.dataset]
+    images = max(1, round(dataset.images * config["scale"]))
+    return json.dumps({"name": dataset.name, "images": images, **dataset.details["world"]}, sort_keys=True)
+
+
+def pool_of_dataset(wildcards):
+    """What a filtered data set is made from: a pool's index and the filtering model's predictions on it."""
+    details = study.datasets[wildcards.dataset].details
+    return {
+        "index": f"<resources>/index/{details['pool']}.parquet",
+        "predictions": f"<results>/predictions/{details['filter_model']}/{details['pool']}.parquet",
+    }
+
+
+def training_data(wildcards):
+    """What a mini model learns from: a rendered set and, when it is fine-tuned, its parent's weights."""
+    model = study.models[wildcards.model]
+    source = model.finetuned_on or model.source
+    files = {
+        "index": f"<resources>/index/{source}.parquet",
+        "labels": f"<resources>/labels/{study.datasets[source].labels}.json",
+    }
+    if model.parent and model.finetuning != "none":
+        files["parent"] = f"<resources>/weights/{model.parent}/manifest.json"
+    return files
+
+
+def recipe_json(wildcards):
+    row = vars(study.models[wildcards.model]) | {"scale": config["scale"], "training": config["training"]}
+    wanted = {k: v for k, v in row.items() if k not in ("title", "note", "sets", "licence", "preprocessing")}
+    return json.dumps(wanted, sort_keys=True)
+
+
+def models_json():
+    """The rows of the models table."""
+    columns = "model title library group family source train_images finetuning loss params_m parent image_size"
+    rows = [[getattr(model, name) for name in columns.split()] for model in study.models.values()]
+    return json.dumps({"columns": columns.split(), "rows": rows})
+
+
+def labels_of(dataset):
+    return study.datasets[dataset].labels if dataset else ""
+
+
+def published_files():
+    return sorted(str(path) for path in (ROOT / config["published"]).glob("*.csv"))
+
+
+FIGURE_TABLES = {
+    "effective_robustness": ("accuracy", "models", "baselines", "effective_robustness"),
+    "shape_bias": ("shape_bias", "models"),
+    "calibration": ("calibration", "accuracy", "models"),
+    "visual_factors": ("factors", "models"),
+    "retrieval": ("retrieval", "accuracy", "models"),
+}
+
+
+def tables_of_figure(wildcards):
+    return [f"<results>/tables/{name}.parquet" for name in FIGURE_TABLES[wildcards.figure]]
+
+
+def study_tables():
+    """Tables of this study: what its data sets' roles allow, or what its published tables hold."""
+    if config["published"]:
+        names = ["accuracy", "shape_bias", "factors", "retrieval"]
+    else:
+        names = [metric for metric in TABLES_OF_METRIC if study.with_metric(metric)]
+    if "accuracy" in names:
+        names += ["baselines", "effective_robustness"]
+    return [f"<results>/tables/{name}.parquet" for name in [*names, "models"]]
+
+
+def id_dataset():
+    """The in-distribution set on which temperatures are fitted."""
+    return next((n for n, d in study.datasets.items() if d.role == "id"), "")

@@ -1,0 +1,93 @@
+"""One job for each metric family, model and data set; none of them imports torch."""
+
+
+rule measure_accuracy:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        index="<resources>/index/{dataset}.parquet",
+        labels=labels_of_dataset,
+        head=head_of(None),
+        reference_embeddings=reference_of("<results>/embeddings/{model}/{reference}.npy"),
+        reference_index=reference_of("<resources>/index/{reference}.parquet"),
+        reference_labels=reference_of("<resources>/labels/{labels}.json"),
+    output:
+        metrics="<results>/metrics/accuracy/{model}/{dataset}.json",
+        predictions="<results>/predictions/{model}/{dataset}.parquet",
+    log:
+        "<logs>/measure_accuracy/{model}/{dataset}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional("head", "reference_embeddings", "reference_index", "reference_labels"),
+        code=code_hash("metrics.accuracy"),
+    shell:
+        "python -m clip_robustness measure-accuracy --embeddings {input.embeddings:q} --index {input.index:q}"
+        " --labels {input.labels:q} {params.options} --out {output.metrics:q}"
+        " --predictions {output.predictions:q} 2> {log:q}"
+
+
+rule fit_temperature:
+    input:
+        embeddings=f"<results>/embeddings/{{model}}/{id_dataset()}.npy",
+        index=f"<resources>/index/{id_dataset()}.parquet",
+        labels=f"<resources>/labels/{labels_of(id_dataset())}.json",
+        head=head_of(id_dataset()),
+    output:
+        "<results>/metrics/temperature/{model}.json",
+    log:
+        "<logs>/fit_temperature/{model}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional("head"),
+        seed=config["seed"],
+        code=code_hash("metrics.calibration"),
+    shell:
+        "python -m clip_robustness fit-temperature --embeddings {input.embeddings:q} --index {input.index:q}"
+        " --labels {input.labels:q} {params.options} --seed {params.seed} --out {output:q} 2> {log:q}"
+
+
+rule measure_calibration:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        index="<resources>/index/{dataset}.parquet",
+        labels=labels_of_dataset,
+        head=head_of(None),
+        temperature="<results>/metrics/temperature/{model}.json",
+    output:
+        "<results>/metrics/calibration/{model}/{dataset}.json",
+    log:
+        "<logs>/measure_calibration/{model}/{dataset}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional("head", "temperature"),
+        held_out=lambda wildcards: int(wildcards.dataset == id_dataset()),
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.calibration"),
+    shell:
+        "python -m clip_robustness measure-calibration --embeddings {input.embeddings:q}"
+        " --index {input.index:q} --labels {input.labels:q} {params.options}"
+        " --held-out {params.held_out} --seed {params.seed} --resamples {params.resamples}"
+        " --out {output:q} 2> {log:q}"
+
+
+rule measure_shape_bias:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        index="<resources>/index/{dataset}.parquet",
+        labels=labels_of_dataset,
+        head=head_of(None),
+    output:
+        "<results>/metrics/shape_bias/{model}/{dataset}.json",
+    log:
+        "<logs>/measure_shape_bias/{model}/{dataset}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional("head"),
+        code=code_hash("metrics.shape_bias"),
+    shell:
+        "python -m clip_robustness measure-shape-bias --embeddings {input.embeddings:q}"
+        " --index {input.index:q} --labels {input.labels:q} {params.options} --out {output:q} 2> {log:q}"

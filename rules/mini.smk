@@ -1,0 +1,64 @@
+"""The mini study's world and zoo: rendered and trained here, from nothing."""
+
+
+rule render_world:
+    output:
+        archive="<resources>/archives/{dataset}.tar",
+        index="<resources>/index/{dataset}.parquet",
+        geometry="<resources>/geometry/{dataset}.npz",
+    wildcard_constraints:
+        dataset=of_family("mini_world"),
+    log:
+        "<logs>/render_world/{dataset}.log",
+    conda:
+        "../envs/torch.yaml"
+    params:
+        world=world_json,
+        code=code_hash("mini.dataset"),
+    shell:
+        "python -m clip_robustness render-world --world {params.world:q} --archive {output.archive:q}"
+        " --index {output.index:q} --geometry {output.geometry:q} 2> {log:q}"
+
+
+rule filter_misclassified:
+    input:
+        unpack(pool_of_dataset),
+    output:
+        "<resources>/index/{dataset}.parquet",
+    wildcard_constraints:
+        dataset=of_family("mini_filtered"),
+    log:
+        "<logs>/filter_misclassified/{dataset}.log",
+    conda:
+        "../envs/torch.yaml"
+    params:
+        limit=lambda wildcards: study.datasets[wildcards.dataset].images,
+        seed=config["seed"],
+        code=code_hash("mini.filtered"),
+    shell:
+        "python -m clip_robustness filter-misclassified --index {input.index:q}"
+        " --predictions {input.predictions:q} --limit {params.limit} --seed {params.seed}"
+        " --out-index {output:q} 2> {log:q}"
+
+
+rule train_mini:
+    input:
+        unpack(training_data),
+    output:
+        "<resources>/weights/{model}/manifest.json",
+    wildcard_constraints:
+        model=of_weights("mini"),
+    log:
+        "<logs>/train_mini/{model}.log",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=2000,
+    params:
+        recipe=recipe_json,
+        folder=subpath(output[0], parent=True),
+        parent=optional("parent"),
+        code=code_hash("mini.train"),
+    shell:
+        "python -m clip_robustness train-mini --recipe {params.recipe:q} --index {input.index:q}"
+        " --labels {input.labels:q} {params.parent} --out {params.folder:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,61 @@
+"""Metric files into tidy tables, and what is fitted across models."""
+
+
+localrules:
+    gather_models,
+
+
+if not config["published"]:
+
+    rule gather_metric:
+        input:
+            metric_files,
+        output:
+            "<results>/tables/{metric}.parquet",
+            "<results>/tables/{metric}.csv",
+        log:
+            "<logs>/gather_metric/{metric}.log",
+        conda:
+            "../envs/metrics.yaml"
+        params:
+            study=study.name,
+            code=code_hash("metrics.gather"),
+        shell:
+            "python -m clip_robustness gather --study {params.study} --metrics {input:q}"
+            " --out {output[0]:q} 2> {log:q}"
+
+    rule gather_models:
+        output:
+            "<results>/tables/models.parquet",
+            "<results>/tables/models.csv",
+        log:
+            "<logs>/gather_models.log",
+        conda:
+            "../envs/metrics.yaml"
+        params:
+            models=models_json(),
+            code=code_hash("metrics.gather"),
+        shell:
+            "python -m clip_robustness gather-models --models {params.models:q} --out {output[0]:q} 2> {log:q}"
+
+
+rule fit_baselines:
+    input:
+        accuracy="<results>/tables/accuracy.parquet",
+        models="<results>/tables/models.parquet",
+    output:
+        baselines="<results>/tables/baselines.parquet",
+        effective_robustness="<results>/tables/effective_robustness.parquet",
+    log:
+        "<logs>/fit_baselines.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        population=config["fit_population"],
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.effective_robustness"),
+    shell:
+        "python -m clip_robustness fit-baselines --accuracy {input.accuracy:q} --models {input.models:q}"
+        " --baselines {output.baselines:q} --out {output.effective_robustness:q}"
+        " --population {params.population} --seed {params.seed} --resamples {params.resamples} 2> {log:q}"

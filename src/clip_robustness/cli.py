@@ -1,0 +1,264 @@
+"""One verb for each rule: ``python -m clip_robustness VERB --help``.
+
+A verb's options are the arguments of the function behind it; the function's module is imported only when
+its verb is called, so that `--help` costs nothing and a metric never loads torch.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clip_robustness import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """``--name``: required unless it has a default; `many` takes one or more values."""
+
+    name: str
+    kind: Callable[[str], Any] = Path
+    help: str = ""
+    default: Any = ...
+    many: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A function as ``module:name`` below the package, and its options."""
+
+    function: str
+    help: str
+    options: tuple[Option, ...]
+
+
+def _paths(*names: str, **helps: str) -> tuple[Option, ...]:
+    return tuple(Option(name, help=helps.get(name, "")) for name in names)
+
+
+_LOGITS = (
+    Option("embeddings", help="embeddings of the data set (.npy, with its manifest .json beside it)"),
+    Option("index", help="the data set's index (.parquet)"),
+    Option("labels", help="the data set's label space (.json)"),
+    Option("head", help="zero-shot head (.npz); none for a classifier", default=None),
+)
+_SEED = Option("seed", int, "seed of the bootstrap", 0)
+_RESAMPLES = Option("resamples", int, "bootstrap resamples", 1000)
+
+VERBS = {
+    "validate": Verb(
+        "core.registry:describe_study",
+        "check a study's config, models and data sets; print what it holds",
+        (Option("config", help="config file of a study"),),
+    ),
+    "label-space": Verb(
+        "inference.label_spaces:write_label_space",
+        "write a label space",
+        (
+            Option("name", str),
+            Option("space", json.loads, "its entry of datasets.yaml, as JSON"),
+            Option("base", help="the base space's file", default=None),
+            Option("out"),
+        ),
+    ),
+    "fetch": Verb(
+        "data.fetch:fetch",
+        "download a data set's archive",
+        (Option("dataset", json.loads, "its entry of datasets.yaml, as JSON"), Option("out")),
+    ),
+    "index": Verb(
+        "data.index:build_index",
+        "index an archive or folder where it lies",
+        (
+            Option("dataset", json.loads, "its entry of datasets.yaml, as JSON"),
+            *_paths("source", "labels", "out"),
+        ),
+    ),
+    "fetch-weights": Verb(
+        "inference.weights:fetch_weights",
+        "fetch a model's weights into a sealed folder",
+        (Option("model", str), Option("library", str), Option("weights", str), Option("out")),
+    ),
+    "cache-pixels": Verb(
+        "inference.pixels:cache_pixels",
+        "decode a data set once for a preprocessing spec",
+        (
+            Option("index"),
+            Option("spec", str, "preprocessing spec, such as resize(224,bicubic)|center_crop(224)"),
+            Option("out"),
+            Option("workers", int, "processes", 1),
+            Option("on-error", str, "what an unreadable image does: fail or mask", "fail"),
+        ),
+    ),
+    "heads": Verb(
+        "inference.heads:build_heads",
+        "build a CLIP's zero-shot heads",
+        (
+            Option("weights", help="sealed weights folder"),
+            Option("prompts", help="prompts.yaml"),
+            Option("names", str, "prompt sets", many=True),
+            Option("labels", help="base label spaces (.json)", many=True),
+            *_paths("out", "work"),
+        ),
+    ),
+    "embed": Verb(
+        "inference.embed:embed",
+        "run a model over a suite of data sets",
+        (
+            Option("model", str),
+            Option("library", str),
+            Option("preprocess", str),
+            Option("weights", help="sealed weights folder"),
+            Option("pixels", help="pixel caches (.npy)", many=True),
+            *_paths("out", "work"),
+            Option("precision", str, "auto, fp32 or bf16", "auto"),
+            Option("batch-size", int, "images in a batch", 256),
+        ),
+    ),
+    "measure-accuracy": Verb(
+        "metrics.accuracy:measure_accuracy",
+        "top-1 accuracy on a data set and on its in-distribution partner",
+        (
+            *_LOGITS,
+            Option("reference-embeddings", default=None),
+            Option("reference-index", default=None),
+            Option("reference-labels", default=None),
+            *_paths("out", "predictions"),
+        ),
+    ),
+    "fit-temperature": Verb(
+        "metrics.calibration:fit_temperature_file",
+        "fit a model's temperature on half of its in-distribution set",
+        (*_LOGITS, _SEED, Option("out")),
+    ),
+    "measure-calibration": Verb(
+        "metrics.calibration:measure_calibration",
+        "ECE, NLL and reliability bins before and after temperature scaling",
+        (*_LOGITS, Option("temperature"), Option("held-out", int, "1: only the half that did not fit it", 0))
+        + (_SEED, _RESAMPLES, Option("out")),
+    ),
+    "measure-shape-bias": Verb(
+        "metrics.shape_bias:measure_shape_bias",
+        "shape bias on cue conflicts",
+        (*_LOGITS, Option("out")),
+    ),
+    "gather": Verb(
+        "metrics.gather:gather",
+        "collect metric files into one tidy table",
+        (
+            Option("study", str),
+            Option("metrics", many=True),
+            Option("out", help="table (.parquet; .csv beside it)"),
+        ),
+    ),
+    "gather-models": Verb(
+        "metrics.gather:gather_models",
+        "write the table of a study's models",
+        (Option("models", json.loads, "columns and rows, as JSON"), Option("out")),
+    ),
+    "fit-baselines": Verb(
+        "metrics.effective_robustness:fit_baselines_file",
+        "fit accuracy under shift against accuracy in distribution; effective robustness of every model",
+        (
+            *_paths("accuracy", "models", "baselines", "out"),
+            Option("population", str, "group of models that the line is fitted on", "standard"),
+            _SEED,
+            _RESAMPLES,
+        ),
+    ),
+    "import-published": Verb(
+        "data.published:import_published",
+        "turn published results into tables",
+        (Option("folder"), Option("out"), Option("study", str)),
+    ),
+    "draw": Verb(
+        "figures.draw:draw",
+        "draw one figure from tables",
+        (Option("figure", str), Option("study", str), Option("tables", help="folder of tables"))
+        + _paths("pdf", "png"),
+    ),
+    "report": Verb(
+        "report.page:write_report",
+        "write a study's page: figures, captions, tables, provenance",
+        (
+            Option("study", str),
+            Option("title", str),
+            Option("figures", help="figures (.png)", many=True),
+            Option("tables", help="tables (.parquet)", many=True),
+            *_paths("captions", "out"),
+        ),
+    ),
+    "page-index": Verb(
+        "report.page:write_index",
+        "write a page that shows the studies' reports",
+        (Option("reports", many=True), Option("out")),
+    ),
+    "render-world": Verb(
+        "mini.dataset:render_dataset",
+        "render a data set of the mini world",
+        (
+            Option("world", json.loads, "its settings, as JSON"),
+            *_paths("archive", "index"),
+            Option("geometry", help="depth, normals and masks (.npz)", default=None),
+        ),
+    ),
+    "filter-misclassified": Verb(
+        "mini.filtered:filter_misclassified",
+        "keep the images that a reference classifier gets wrong",
+        (
+            *_paths("index", "predictions", "out-index"),
+            Option("limit", int, "images to keep at most"),
+            _SEED,
+        ),
+    ),
+    "train-mini": Verb(
+        "mini.train:train",
+        "train a model of the mini zoo",
+        (
+            Option("recipe", json.loads, "its line of models.tsv and the training settings, as JSON"),
+            *_paths("index", "labels", "out"),
+            Option("parent", help="weights folder that it is fine-tuned from", default=None),
+        ),
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="clip_robustness", description="How robust are CLIP models?")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(name, help=verb.help, description=verb.help)
+        for option in verb.options:
+            sub.add_argument(
+                f"--{option.name}",
+                type=option.kind,
+                help=option.help,
+                required=option.default is ...,
+                default=None if option.default is ... else option.default,
+                nargs="+" if option.many else None,
+            )
+    values = vars(parser.parse_args(arguments))
+    module, _, function = VERBS[values.pop("verb")].function.partition(":")
+
+    from clip_robustness.core.io import InputError
+
+    try:
+        getattr(importlib.import_module(f"clip_robustness.{module}"), function)(**values)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print(
+            f"error: {error.filename or ''}: {os.strerror(error.errno)}; what was finished is kept",
+            file=sys.stderr,
+        )
+        return 1
+    return 0

@@ -1,0 +1,198 @@
+"""Files: atomic writes, manifests, hashes, and the one exception that users see.
+
+Every file that the workflow writes goes through `atomic`, so a killed process never leaves half a file
+under a final name. Nothing here imports more than NumPy and (inside functions) pyarrow.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message names the file, the place in it, and the remedy."""
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well, flush it to disk and rename it.
+
+    The temporary name keeps the suffix, because some writers choose a format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as JSON with sorted keys; a NaN is refused, since no reader could compare it."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+
+
+def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def load_array(path: str | os.PathLike, mmap: bool = True) -> np.ndarray:
+    """Map (or read) a .npy file. Errors: `InputError` when it is missing, truncated or holds objects."""
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a whole .npy array ({error}); delete it and run again") from None
+
+
+def write_parquet(path: str | os.PathLike, columns: Mapping[str, Any]) -> None:
+    """Write named columns (arrays or lists of equal length) as one parquet file, byte for byte reproducible."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = columns if isinstance(columns, pyarrow.Table) else pyarrow.table(dict(columns))
+    with atomic(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, compression="zstd")
+
+
+def read_parquet(path: str | os.PathLike, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Read a parquet file as a dict of NumPy arrays (strings as object arrays)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path, columns=None if columns is None else list(columns))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a whole parquet file ({error}); delete it and run again") from None
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def place(store: Path, target: Path) -> None:
+    """Put a finished file under another name too: a hard link costs no space; copy across file systems."""
+    with atomic(target) as temporary:
+        try:
+            os.link(store, temporary)
+        except OSError:
+            shutil.copyfile(store, temporary)
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of JSON-able values: the content key of a work folder or a cache."""
+    text = json.dumps(parts, sort_keys=True, allow_nan=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def ids_digest(image_ids: Iterable[str]) -> str:
+    """SHA-256 of the ordered image ids: two files may be joined row by row only when theirs agree."""
+    hasher = hashlib.sha256()
+    for image_id in image_ids:
+        hasher.update(image_id.encode())
+        hasher.update(b"\n")
+    return hasher.hexdigest()
+
+
+class Progress:
+    """Lines such as ``embed 4,096/50,000 images, 310 images/s, 2 min left`` on standard error."""
+
+    def __init__(self, what: str, total: int, unit: str = "images", every: float = 5.0):
+        self.what, self.total, self.unit, self.every = what, total, unit, every
+        self.done = self.skipped = 0
+        self.start = self.last = time.monotonic()
+
+    def skip(self, count: int) -> None:
+        """Count work that an earlier run has done: it is shown, and left out of the rate."""
+        self.skipped += count
+        self.update(0)
+
+    def update(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        finished = self.done + self.skipped >= self.total
+        if now - self.last < self.every and not finished:
+            return
+        self.last = now
+        rate = self.done / max(now - self.start, 1e-9)
+        line = f"{self.what} {self.done + self.skipped:,}/{self.total:,} {self.unit}"
+        if self.done:
+            line += f", {rate:,.0f} {self.unit}/s"
+        if self.skipped:
+            line += f", {self.skipped:,} were there"
+        if not finished and self.done:
+            line += f", {_duration((self.total - self.done - self.skipped) / rate)} left"
+        print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def seal(folder: Path, **facts: Any) -> None:
+    """Write `folder`/manifest.json, last, with the SHA-256 of every file in the folder."""
+    files = {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name[0] != "."}
+    files.pop("manifest.json", None)
+    write_json(folder / "manifest.json", {**facts, "files": files})
+
+
+def check_sealed(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a sealed folder after comparing every file with its checksum."""
+    manifest = read_json(folder / "manifest.json")
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(
+                f"{path}: the manifest beside it lists this file, and it is gone; delete the folder"
+            )
+        if sha256_file(path) != expected:
+            raise InputError(
+                f"{path}: its SHA-256 is not that of the manifest beside it; delete the folder and rerun"
+            )
+    return manifest

@@ -1,0 +1,334 @@
+"""One look for all figures: sizes in inches, fonts, the colour of a model group, axes, labels, saving.
+
+Figures are built from `matplotlib.figure.Figure`, without pyplot, so that drawing holds no global state.
+"""
+
+import functools
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import patheffects
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+from clip_robustness.core import io, statistics
+
+SINGLE, DOUBLE, PAGE = 3.35, 6.9, 9.0
+
+# Okabe and Ito's palette, which stays apart under the common colour-vision deficiencies; the population
+# that baselines are fitted on is grey, since it is the background of every comparison.
+GROUPS = {
+    "clip_zero_shot": ("CLIP, zero-shot", "#0072B2"),
+    "clip_finetuned": ("CLIP, fine-tuned", "#56B4E9"),
+    "standard": ("Standard", "#757575"),
+    "more_data": ("More data", "#E69F00"),
+    "self_supervised": ("Self-supervised", "#009E73"),
+    "robust": ("Robust training", "#CC79A7"),
+    "vlm": ("Vision-language model", "#D55E00"),
+    "human": ("Human", "#000000"),
+    "unlisted": ("Not in the models table", "#B8B8B8"),
+}
+FAMILIES = {"vit": ("ViT", "o"), "resnet": ("ResNet", "s"), "convnext": ("ConvNeXt", "^"), "other": ("Other", "D")}
+# A thin white rim keeps a label readable on lines and points.
+OUTLINE = [patheffects.withStroke(linewidth=1.4, foreground="white")]
+NOT_MEASURED = "not measured in this study"
+
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handletextpad": 0.3,
+    "legend.columnspacing": 1.2,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.0,
+    "figure.dpi": 100,
+    "pdf.fonttype": 42,
+}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Make `draw` use this style whatever the user's matplotlibrc says."""
+
+    @functools.wraps(draw)
+    def wrapper(*args, **kwargs) -> Figure:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_RC)
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches; its layout makes room for legends outside the axes."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.03)  # type: ignore[union-attr]
+    return made
+
+
+def save(
+    figure: Figure,
+    pdf: str | Path,
+    png: str | Path,
+    *,
+    title: str = "",
+    study: str = "",
+    inputs: Mapping[str, str] | None = None,
+) -> None:
+    """Write `figure` as PDF and as PNG (200 dpi), byte for byte reproducible.
+
+    `inputs` maps a table's name to its SHA-256; it goes into both files, so that a figure that has been
+    passed on alone can still be traced to its numbers.
+    """
+    provenance = "; ".join(f"{name} sha256:{digest}" for name, digest in sorted((inputs or {}).items()))
+    pdf_metadata = {"Title": title, "Subject": study, "Keywords": provenance, "CreationDate": None}
+    png_metadata = {"Title": title, "Source": study, "Comment": provenance, "Software": None}
+    with matplotlib.rc_context(_RC):
+        with io.atomic(pdf) as temporary:
+            figure.savefig(temporary, format="pdf", metadata=pdf_metadata)
+        with io.atomic(png) as temporary:
+            figure.savefig(temporary, format="png", dpi=200, metadata=png_metadata)
+
+
+def color(group: str) -> str:
+    return GROUPS.get(group, GROUPS["unlisted"])[1]
+
+
+def marker(family: str) -> str:
+    return FAMILIES.get(family, FAMILIES["other"])[1]
+
+
+def mark_group(artist: Artist, group: str) -> None:
+    """Name the group that an artist shows, so that a test can compare colours across figures."""
+    artist.set_gid(f"group:{group}")
+
+
+def scatter(axes: Axes, points: pd.DataFrame, x: str = "x", y: str = "y", errors: bool = True) -> None:
+    """Draw models as points: colour by `group`, marker by `family`, 95 % bars from `low` and `high`.
+
+    Points shrink and become translucent as they grow in number, and those of the background groups lie
+    below those of CLIP, so that hundreds of models stay readable.
+    """
+    crowd = len(points)
+    size = float(np.interp(crowd, [15, 60, 300], [4.2, 3.4, 2.5]))
+    alpha = float(np.interp(crowd, [30, 150, 400], [0.95, 0.7, 0.5]))
+    depth = {group: 3 + position / 100 for position, group in enumerate(reversed(_by_contrast()))}
+    members = points.groupby("group")["group"].size()
+    for (group, family), some in points.groupby(["group", "family"], sort=True):
+        few = crowd > 60 and members[group] <= 20 and group.startswith("clip_")  # a handful of models must not drown among hundreds
+        bars = some.dropna(subset=["low", "high"]) if errors else some.iloc[:0]
+        zorder = depth.get(group, 3)
+        if len(bars):
+            span = np.clip(np.stack([bars[y] - bars["low"], bars["high"] - bars[y]]), 0, None)
+            axes.errorbar(bars[x], bars[y], span, fmt="none", ecolor=color(group), elinewidth=0.6,
+                          alpha=min(alpha, 0.6), zorder=zorder - 0.005)  # fmt: skip
+        (line,) = axes.plot(some[x], some[y], linestyle="none", marker=marker(family), markersize=1.5 * size if few else size,
+                            color=color(group), markeredgecolor="white", markeredgewidth=0.25, alpha=0.95 if few else alpha,
+                            zorder=zorder)  # fmt: skip
+        mark_group(line, group)
+
+
+def _by_contrast() -> list[str]:
+    """Groups from the one drawn on top to the one drawn below all."""
+    front = ["human", "clip_zero_shot", "clip_finetuned", "vlm", "self_supervised", "robust", "more_data"]
+    return [*front, "standard", "unlisted"]
+
+
+def group_handles(groups: Iterable[str]) -> list[Line2D]:
+    """Legend entries of `groups`, in the order of GROUPS."""
+    present = set(groups)
+    return [
+        Line2D([], [], linestyle="none", marker="o", markersize=4.5, color=colour, label=title)
+        for group, (title, colour) in GROUPS.items()
+        if group in present
+    ]
+
+
+def family_handles(families: Iterable[str]) -> list[Line2D]:
+    present = {family if family in FAMILIES else "other" for family in families}
+    return [
+        Line2D([], [], linestyle="none", marker=shape, markersize=4, color="white", markeredgecolor="#333333",
+               markeredgewidth=0.8, label=title)
+        for family, (title, shape) in FAMILIES.items() if family in present
+    ]  # fmt: skip
+
+
+def legend(figure: Figure, handles: Sequence[Artist], columns: int = 7) -> None:
+    """One legend for the whole figure, below all axes."""
+    if handles:
+        count = len(handles)
+        rows = -(-count // columns)
+        figure.legend(handles=handles, loc="outside lower center", ncols=-(-count // rows))
+
+
+def empty(axes: Axes, text: str = NOT_MEASURED) -> None:
+    """Say that there is nothing to show: an empty frame would look like a bug."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_facecolor("#F5F5F5")
+    axes.text(0.5, 0.5, text.replace(" in ", "\nin "), transform=axes.transAxes, ha="center", va="center",
+              color="#666666", style="italic")  # fmt: skip
+
+
+def percent_axis(axes: Axes, which: str) -> None:
+    """Show fractions as per cent."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+
+
+_LOGIT_TICKS = np.array([0.1, 0.3, 1, 3, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.7, 99.9]) / 100
+
+
+def logit(p: np.ndarray | pd.Series | float) -> np.ndarray:
+    """Log odds of fractions, which are first kept inside the axes' widest range."""
+    return statistics.transform(np.clip(np.asarray(p, dtype=float), 3e-4, 1 - 3e-4), "logit")
+
+
+def drawable(p: pd.Series) -> pd.Series:
+    """Fractions moved inside [0.1 %, 99.9 %], so that a model at 0 or 1 has a place on a logit axis."""
+    return p.clip(1e-3, 1 - 1e-3)
+
+
+def logit_axis(axes: Axes, which: str, values: Iterable[float], most: int = 6) -> None:
+    """Scale an axis by log odds around `values` (fractions), with at most `most` ticks at round per cents."""
+    points = logit(np.asarray(list(values), dtype=float))
+    pad = max(0.06 * np.ptp(points), 0.08)
+    low, high = points.min() - pad, points.max() + pad
+    ticks = _LOGIT_TICKS[(logit(_LOGIT_TICKS) >= low) & (logit(_LOGIT_TICKS) <= high)]
+    if len(ticks) < 3:  # a narrow range: round steps in per cent instead
+        low_p, high_p = statistics.inverse_transform(np.array([low, high]))
+        steps = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05])
+        step = next((s for s in steps if (high_p - low_p) / s <= most), steps[-1])
+        ticks = np.arange(np.ceil(low_p / step), np.floor(high_p / step) + 1) * step
+    ticks = _spread(ticks, (high - low) / most)
+    functions = (logit, statistics.inverse_transform)
+    if which == "x":
+        axes.set_xscale("function", functions=functions)
+        axes.set_xlim(*functions[1](np.array([low, high])))
+    else:
+        axes.set_yscale("function", functions=functions)
+        axes.set_ylim(*functions[1](np.array([low, high])))
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FixedFormatter([f"{100 * tick:.4g}" for tick in ticks]))
+    axis.set_minor_locator(NullLocator())
+
+
+def _spread(ticks: np.ndarray, gap: float) -> np.ndarray:
+    """Drop ticks that lie closer than `gap` (in log odds) to one kept, the middle ones first."""
+    kept: list[float] = []
+    for tick in sorted(ticks, key=lambda t: (abs(float(logit(t))), t)):
+        if all(abs(float(logit(tick) - logit(other))) >= gap for other in kept):
+            kept.append(float(tick))
+    return np.array(sorted(kept))
+
+
+_OFFSETS = [(r * dx, r * dy) for r in (5, 8, 12, 17, 23, 30, 40) for dx, dy in
+            [(1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0.1, 1), (0.1, -1), (1.2, 0), (-1.2, 0)]]  # fmt: skip
+
+
+def label_points(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Remember (x, y, text, group) to be written beside its point by `finish`, once the layout is known."""
+    pending = axes.__dict__.setdefault("_direct_labels", [])
+    pending.extend(labels)
+
+
+def finish(figure: Figure) -> Figure:
+    """Fix the layout, then write each direct label at the first free place around its point.
+
+    A place is free when it lies inside the axes, off all other labels, and over as few points as possible;
+    a label without a free place is left out rather than written over another.
+    """
+    if not any(axes.__dict__.get("_direct_labels") for axes in figure.axes):
+        return figure
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for axes in figure.axes:
+        taken = [text.get_window_extent(renderer) for text in axes.texts]
+        points = [axes.transData.transform(line.get_xydata()) for line in axes.lines if line.get_gid()]
+        crowd = np.concatenate(points) if points else np.empty((0, 2))
+        for x, y, text, group in axes.__dict__.pop("_direct_labels", []):
+            note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=5.5,
+                                 color=color(group), ha="center", va="center", zorder=6,
+                                 arrowprops={"arrowstyle": "-", "color": color(group), "linewidth": 0.4,
+                                             "shrinkA": 0, "shrinkB": 1.5})  # fmt: skip
+            note.set_in_layout(False)
+            note.set_path_effects(OUTLINE)
+            box = note.get_window_extent(renderer).padded(1.0)
+            if not _place(note, box, axes.bbox, taken, crowd, renderer):
+                note.remove()
+    return figure
+
+
+def _place(note, box: Bbox, inside: Bbox, taken: list[Bbox], crowd: np.ndarray, renderer) -> bool:
+    """Move `note` to the best place around its point; False when every place is taken."""
+    scale = renderer.points_to_pixels(1.0)
+    anchor = note.axes.transData.transform(note.xy)
+    width, height = note_size(note, renderer)
+    best: tuple[float, tuple[float, float], Bbox] | None = None
+    for order, (dx, dy) in enumerate(_OFFSETS):
+        shift = (dx + np.sign(dx) * width / scale / 2 * (abs(dx) > 1), dy + np.sign(dy) * height / scale / 2)
+        centre = anchor + np.array(shift) * scale
+        place = Bbox.from_bounds(*(centre - [width / 2, height / 2]), width, height).padded(1.5)
+        if not (inside.x0 <= place.x0 and place.x1 <= inside.x1 + 2 and inside.y0 <= place.y0
+                and place.y1 <= inside.y1):  # fmt: skip
+            continue
+        if any(place.overlaps(other) for other in taken):
+            continue
+        covered = int(np.sum(np.all((crowd >= place.min - 5) & (crowd <= place.max + 5), axis=1)))
+        cost = covered * 20.0 + order * 0.25
+        if best is None or cost < best[0]:
+            best = (cost, shift, place)
+    if best is None:
+        return False
+    note.set_position(best[1])
+    taken.append(best[2])
+    return True
+
+
+def note_size(note, renderer) -> tuple[float, float]:
+    """Width and height of a text in pixels, without its arrow."""
+    from matplotlib.text import Text
+
+    box = Text.get_window_extent(note, renderer)
+    return box.width, box.height
+
+
+def short(title: str, most: int = 22) -> str:
+    """A model's title cut in the middle to `most` characters, for a label inside a panel."""
+    if len(title) <= most:
+        return title
+    tail = most // 2  # what tells relatives apart often stands at the end: keep both ends
+    return title[: most - tail - 1].rstrip(" -_(,.") + "…" + title[len(title) - tail :].lstrip(" -_),.")
+
+
+def wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=True)) or text

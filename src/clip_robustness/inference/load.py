@@ -1,0 +1,124 @@
+"""From a sealed weights folder to a model that maps pixels to features or logits.
+
+A weights folder has a model hub's own layout, whoever made it: `open_clip_config.json` and
+`open_clip_model.safetensors` for open_clip, `config.json` and `model.safetensors` for timm. A CLIP that was
+fine-tuned with a linear head has its head in `classifier.safetensors` beside them (`weight` [C, d],
+`bias` [C], applied to the normalised feature) and answers with logits, as a classifier does.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clip_robustness.core.io import InputError, check_sealed
+
+CLASSIFIER = "classifier.safetensors"
+
+
+class ImageModel(nn.Module):
+    """uint8 pixels [n, h, w, 3] -> float32 features [n, d], L2-normalised, or logits [n, C].
+
+    `kind` says which. Mean and std are applied on the device, so that only bytes cross the bus.
+    """
+
+    def __init__(
+        self, tower: nn.Module, kind: str, mean: tuple[float, ...], std: tuple[float, ...], head=None
+    ):
+        super().__init__()
+        self.tower, self.kind, self.head = tower, kind, head
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1) * 255)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        out = self.tower(images).float()
+        if self.kind == "logits" and self.head is None:
+            return out
+        features = nn.functional.normalize(out, dim=-1)
+        return self.head(features) if self.head is not None else features
+
+
+def load_image_model(
+    folder: Path, library: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> ImageModel:
+    """Load the image side of a model, in float32 on the CPU, checksums first."""
+    check_sealed(folder)
+    if library == "timm":
+        return ImageModel(_load_timm(folder), "logits", mean, std).eval()
+    clip = load_clip(folder)
+    head = None
+    if (folder / CLASSIFIER).is_file():
+        from safetensors.torch import load_file
+
+        state = load_file(folder / CLASSIFIER)
+        head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+        head.load_state_dict(state)
+    return ImageModel(clip.visual, "logits" if head is not None else "features", mean, std, head).eval()
+
+
+def load_clip(folder: Path) -> Any:
+    """An open_clip model, text tower included, from a folder of the hub's layout."""
+    import open_clip
+
+    _expect(folder, "open_clip_config.json", "model_cfg")
+    try:
+        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True, weights_only=True)
+    except Exception as error:  # whatever a library says of weights that it cannot take
+        raise InputError(_not_loadable(folder, error)) from error
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    import open_clip
+
+    return open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def scale_and_bias(clip: Any) -> tuple[float, float]:
+    """The model's own learned logit scale and bias (0 where its loss has none)."""
+    bias = getattr(clip, "logit_bias", None)
+    return float(clip.logit_scale.exp()), float(bias) if bias is not None else 0.0
+
+
+def _load_timm(folder: Path) -> nn.Module:
+    import timm
+
+    _expect(folder, "config.json", "architecture")
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # whatever a library says of weights that it cannot take
+        raise InputError(_not_loadable(folder, error)) from error
+
+
+def _expect(folder: Path, name: str, key: str) -> None:
+    try:
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / name}: cannot read the model's configuration ({error})") from None
+    if key not in config:
+        raise InputError(f"{folder / name}: no '{key}' in it, so it is not this library's configuration")
+
+
+def _not_loadable(folder: Path, error: Exception) -> str:
+    first = str(error).strip().splitlines()[:3]
+    return (
+        f"{folder}: these weights do not fit the architecture in the folder's configuration: {' '.join(first)} "
+        "Check the model's line in models.tsv (weights, library), then delete the folder and run again."
+    )
+
+
+def to_float16(values: np.ndarray, what: str, first_row: int = 0) -> np.ndarray:
+    """Cast for storage; a value that is not finite, before or after, is an error that names its row."""
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float16)
+    bad = ~np.isfinite(stored).all(axis=1)
+    if bad.any():
+        rows = np.flatnonzero(bad)[:5] + first_row
+        raise InputError(
+            f"{what}: not finite in float16 for image rows {rows.tolist()}; try `precision: fp32`"
+        )
+    return stored

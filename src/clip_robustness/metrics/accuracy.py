@@ -1,0 +1,99 @@
+"""Top-1 accuracy with its exact binomial interval."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clip_robustness.core import io
+from clip_robustness.core.io import InputError
+from clip_robustness.metrics import measure
+from clip_robustness.metrics.logits import restrict, top1
+from clip_robustness.metrics.rows import Row, proportion_row
+
+
+def per_image(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prediction (int32), confidence (float32) and correct (bool) for each row of logits [n, K].
+
+    Ties go to the first class. A label of -1 (none) is never correct. Errors: InputError on a NaN logit.
+    """
+    prediction, confidence = top1(logits)
+    return prediction, confidence, prediction == labels
+
+
+def accuracy_rows(correct: np.ndarray, metric: str = "accuracy", convention: str = "") -> list[Row]:
+    """The fraction of `correct` [n] as one row (none when n is 0), with a Clopper-Pearson interval."""
+    if not len(correct):
+        return []
+    return [proportion_row(metric, int(np.count_nonzero(correct)), len(correct), convention=convention)]
+
+
+def measure_accuracy(
+    embeddings: Path,
+    index: Path,
+    labels: Path,
+    out: Path,
+    predictions: Path,
+    head: Path | None = None,
+    reference_embeddings: Path | None = None,
+    reference_index: Path | None = None,
+    reference_labels: Path | None = None,
+) -> None:
+    """Write the row `accuracy` to `out` (.json) and every image's prediction to `predictions` (.parquet).
+
+    With the reference set (the in-distribution partner, embedded by the same model), also the row
+    `reference_accuracy`: on the images of the reference set whose class belongs to this label space, with
+    the logits restricted to it (Taori et al. 2020; 1,000-way accuracy is not comparable to 200-way).
+    Errors: InputError as of `measure.join`, for a reference of another model or base space, or one of the
+    three reference files missing.
+    """
+    images = measure.join(embeddings, index, labels, head)
+    prediction, confidence = _predict(images, images.rows, images.members)
+    labelled = images.labels[images.rows] >= 0
+    correct = (prediction == images.labels[images.rows])[labelled]
+    if not len(correct):
+        raise InputError(f"{index}: no image has a label of {labels}; index the data set again")
+    rows = accuracy_rows(correct, convention=f"{len(images.members)}_way")
+    given = [path for path in (reference_embeddings, reference_index, reference_labels) if path is not None]
+    if reference_embeddings is not None and reference_index is not None and reference_labels is not None:
+        reference = measure.join(reference_embeddings, reference_index, reference_labels, head)
+        rows += accuracy_rows(_reference_correct(images, reference), "reference_accuracy", "class_subset")
+    elif given:
+        raise InputError(f"reference: {given[0]} alone; needed: embeddings, index and label space")
+    io.write_parquet(
+        predictions,
+        {
+            "image_id": images.image_ids[images.rows],
+            "label": images.labels[images.rows],
+            "prediction": prediction,
+            "confidence": confidence,
+        },
+    )
+    measure.write_rows(out, images, rows, measured=len(correct))
+
+
+def _predict(
+    images: measure.Images, rows: np.ndarray, members: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    prediction, confidence = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
+    for part, block in images.blocks(rows):
+        prediction[part], confidence[part] = top1(restrict(block, members))
+    return prediction, confidence
+
+
+def _reference_correct(images: measure.Images, reference: measure.Images) -> np.ndarray:
+    """Whether each reference image of a class of `images` is right among the classes of `images`."""
+    if (reference.model, reference.base) != (images.model, images.base):
+        raise InputError(
+            f"{reference.embeddings}: model {reference.model!r}, base space {reference.base!r}; expected "
+            f"{images.model!r} and {images.base!r}: a reference must come from the same model and base space"
+        )
+    class_of_base = {base: k for k, member in enumerate(images.members) for base in member}
+    class_of_label = [
+        next((class_of_base[base] for base in member if base in class_of_base), -1)
+        for member in reference.members
+    ]
+    rows = reference.labelled
+    expected = np.array(class_of_label, np.int32)[reference.labels[rows]]
+    rows, expected = rows[expected >= 0], expected[expected >= 0]
+    return _predict(reference, rows, images.members)[0] == expected

@@ -1,0 +1,271 @@
+"""What the scenes of a mini data set are: factors drawn from habits, and honest captions.
+
+A world is a small dict, one data set's entry in config/datasets.yaml. Its keys, with their defaults:
+
+    name         the data set's name, the first part of every image id
+    images       how many
+    seed         of everything random
+    classes      the solids in the order of the labels (all twelve)
+    rho          with this probability the texture is the class's own, else any of the twelve (0)
+    pairs        "conflict": every ordered pair of a solid and another solid's texture equally often ("")
+    pose, background, colours, light, clutter, style    names of the habits below
+
+A scene's factors are the columns of the index; FACTORS says what each means.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clip_robustness.core.io import InputError
+
+CLASSES = (
+    *("sphere", "cube", "cone", "torus", "cylinder", "capsule"),
+    *("pyramid", "octahedron", "cross", "star", "arch", "hourglass"),
+)
+TEXTURE_NAMES = (  # texture k belongs to class k
+    *("striped", "checkered", "dotted", "zigzag", "gridded", "blotchy"),
+    *("banded", "diagonal", "ringed", "bricked", "plaid", "speckled"),
+)
+NO_TEXTURE = "plain"
+
+COLOURS = {
+    "red": (0.85, 0.15, 0.13),
+    "orange": (0.95, 0.55, 0.10),
+    "yellow": (0.93, 0.86, 0.20),
+    "green": (0.18, 0.62, 0.22),
+    "cyan": (0.20, 0.78, 0.82),
+    "blue": (0.16, 0.28, 0.82),
+    "purple": (0.52, 0.20, 0.68),
+    "pink": (0.95, 0.55, 0.72),
+    "brown": (0.48, 0.30, 0.16),
+    "grey": (0.50, 0.50, 0.50),
+    "white": (0.95, 0.95, 0.93),
+    "black": (0.08, 0.08, 0.09),
+}
+
+FACTORS = {
+    "shape": "name of the solid; `label` is its position among the data set's classes",
+    "texture": "name of the texture, `plain` where the style shows none",
+    "texture_class": "label of the class that the texture belongs to, -1 for plain or a class not in the set",
+    "style": "photo, sketch, rendition or stylized",
+    "colour": "name of the solid's main colour",
+    "second_colour": "name of the texture's other colour",
+    "background": "kind: plain, gradient, blobs, tiles or stripes",
+    "background_colour": "name of the background's main colour",
+    "second_background_colour": "name of the other colour of a background that is not plain",
+    "background_angle": "direction of gradient, tiles, stripes; radians",
+    "background_phase": "0..1, shifts and seeds the background",
+    "yaw": "turn about the solid's own axis, degrees; 0 faces the camera",
+    "elevation": "of the camera above the solid, degrees",
+    "roll": "turn in the image plane, degrees, anticlockwise",
+    "scale": "size of the solid; 1 spans about two thirds of the image",
+    "x": "position to the right of the middle, world units; the image is 3 units wide at the solid's distance",
+    "y": "position above the middle, world units",
+    "stretch": "height of the solid relative to its canonical height",
+    "texture_scale": "frequency of the texture relative to its canonical one",
+    "texture_phase": "0..1, seeds what is random in a texture",
+    "light_azimuth": "degrees from the camera's axis, positive from the right",
+    "light_elevation": "degrees above the camera's axis",
+    "brightness": "factor on the shaded colours; 1 is canonical",
+    "occlusion": "share of the image's width behind an opaque bar, 0 for none",
+    "occlusion_at": "left edge of the bar, 0..1 of the free width",
+    "objects": "1, or 2 where a smaller twin stands beside the solid",
+}
+
+# Ranges are uniform. Every habit is a name in the YAML, so that an entry reads like a sentence.
+POSES = {
+    "usual": {
+        **{"yaw": (-45, 45), "elevation": (20, 40), "roll": (0, 0), "scale": (0.8, 1.1)},
+        **{"x": (-0.2, 0.2), "y": (-0.2, 0.2), "stretch": (0.9, 1.1)},
+    },
+    "slightly_wider": {
+        **{"yaw": (-55, 55), "elevation": (12, 48), "roll": (-8, 8), "scale": (0.7, 1.15)},
+        **{"x": (-0.3, 0.3), "y": (-0.3, 0.3), "stretch": (0.85, 1.15)},
+    },
+    "unusual": {
+        **{"yaw": (-90, 90), "elevation": (-15, 65), "roll": (-60, 60), "scale": (0.5, 1.3)},
+        **{"x": (-0.5, 0.5), "y": (-0.5, 0.5), "stretch": (0.75, 1.3)},
+    },
+}
+BACKGROUNDS = {
+    "studio": (("plain", "gradient"), ("grey", "white", "black", "brown", "blue")),
+    "outdoor": (("plain", "gradient", "blobs"), ("green", "cyan", "blue", "white", "grey", "yellow")),
+    "busy": (("blobs", "tiles", "stripes", "gradient"), tuple(COLOURS)),
+    "paper": (("plain",), ("white", "pink", "yellow", "cyan")),
+}
+PALETTES = {
+    "warm": ("red", "orange", "yellow", "pink", "purple", "green", "blue"),
+    "cool": ("blue", "cyan", "green", "purple", "pink", "red", "white"),
+    "all": tuple(name for name in COLOURS if name not in ("grey", "black", "brown")),
+}
+LIGHTS = {
+    "usual": {"light_azimuth": (-50, 50), "light_elevation": (20, 70), "brightness": (0.9, 1.1)},
+    "unusual": {"light_azimuth": (-80, 80), "light_elevation": (-30, 80), "brightness": (0.45, 1.35)},
+}
+CLUTTER = {  # probability of an occluding bar, of a twin
+    "none": (0.0, 0.0),
+    "some": (0.06, 0.06),
+    "much": (0.45, 0.25),
+}
+STYLES = {
+    "photo": {"photo": 1.0},
+    "web": {"photo": 0.92, "sketch": 0.04, "rendition": 0.04},
+    "sketch": {"sketch": 1.0},
+    "rendition": {"rendition": 1.0},
+    "stylized": {"stylized": 1.0},
+}
+DEFAULTS = {
+    **{"rho": 0.0, "pairs": "", "pose": "usual", "background": "studio", "colours": "all"},
+    **{"light": "usual", "clutter": "none", "style": "photo", "classes": CLASSES},
+}
+_HABITS = {
+    **{"pose": POSES, "background": BACKGROUNDS, "colours": PALETTES},
+    **{"light": LIGHTS, "clutter": CLUTTER, "style": STYLES},
+}
+
+
+def check_world(world: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the world with its defaults. Errors: `InputError` naming the key and what it may be."""
+    name = world.get("name", "?")
+    unknown = sorted(set(world) - set(DEFAULTS) - {"name", "images", "seed"})
+    if unknown:
+        raise InputError(f"world of {name}: unknown key {unknown[0]!r}; keys are {', '.join(sorted(DEFAULTS))}")
+    missing = [key for key in ("name", "images", "seed") if key not in world]
+    if missing:
+        raise InputError(f"world of {name}: {missing[0]!r} is missing")
+    full = {**DEFAULTS, **world}
+    for key, habits in _HABITS.items():
+        if full[key] not in habits:
+            raise InputError(f"world of {name}: {key} is {full[key]!r}, expected one of {', '.join(habits)}")
+    if not 0 <= full["rho"] <= 1:
+        raise InputError(f"world of {name}: rho is {full['rho']!r}, expected a probability")
+    if full["pairs"] not in ("", "conflict"):
+        raise InputError(f"world of {name}: pairs is {full['pairs']!r}, expected '' or 'conflict'")
+    if int(full["images"]) < 1:
+        raise InputError(f"world of {name}: images is {full['images']!r}, expected at least 1")
+    strange = sorted(set(full["classes"]) - set(CLASSES))
+    if strange:
+        raise InputError(f"world of {name}: no solid {strange[0]!r}; solids are {', '.join(CLASSES)}")
+    return full
+
+
+def sample_scenes(world: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Draw the scenes of a world: one array [images] a column (`image_id`, `label`, `caption`, FACTORS).
+
+    Labels are balanced to within one image. Errors: `InputError` for a world that `check_world` refuses.
+    """
+    world = check_world(world)
+    n, classes = int(world["images"]), tuple(world["classes"])
+    rng = np.random.default_rng([int(world["seed"]), 20240210])
+    label, texture = _shapes_and_textures(world, n, classes, rng)
+
+    styles = STYLES[world["style"]]
+    style = rng.choice(list(styles), size=n, p=list(styles.values()))
+    shows_texture = np.isin(style, ["photo", "stylized"])
+    free = style == "stylized"  # a stylized image's texture must tell nothing about its class
+    texture = np.where(free, rng.integers(len(TEXTURE_NAMES), size=n), texture)
+
+    scenes: dict[str, np.ndarray] = {"label": label.astype(np.int32)}
+    scenes["shape"] = np.array(classes)[label]
+    scenes["texture"] = np.where(shows_texture, np.array(TEXTURE_NAMES)[texture], NO_TEXTURE)
+    owner = np.array([classes.index(c) if c in classes else -1 for c in CLASSES])
+    scenes["texture_class"] = np.where(shows_texture, owner[texture], -1).astype(np.int32)
+    scenes["style"] = style
+    scenes |= _colours(world, n, rng)
+    scenes["background"] = rng.choice(BACKGROUNDS[world["background"]][0], size=n)
+    scenes["background"][np.isin(style, ["sketch", "rendition"])] = "plain"
+    scenes["background_angle"] = rng.uniform(0, np.pi, n)
+    scenes["background_phase"] = rng.uniform(0, 1, n)
+    for name, (low, high) in (POSES[world["pose"]] | LIGHTS[world["light"]]).items():
+        scenes[name] = rng.uniform(low, high, n)
+    scenes["texture_scale"] = rng.uniform(0.85, 1.2, n)
+    scenes["texture_phase"] = rng.uniform(0, 1, n)
+    p_bar, p_twin = CLUTTER[world["clutter"]]
+    scenes["occlusion"] = np.where(rng.random(n) < p_bar, rng.uniform(0.12, 0.3, n), 0.0)
+    scenes["occlusion_at"] = rng.uniform(0.2, 0.8, n)
+    scenes["objects"] = np.where(rng.random(n) < p_twin, 2, 1).astype(np.int32)
+    for name, values in scenes.items():
+        if values.dtype == np.float64:
+            scenes[name] = values.astype(np.float32)
+    scenes["image_id"] = np.array([f"{world['name']}/{i:05d}" for i in range(n)])
+    scenes["caption"] = np.array([_caption(scenes, i, rng) for i in range(n)])
+    return {name: scenes[name] for name in ("image_id", "label", "caption", *FACTORS)}
+
+
+def _shapes_and_textures(
+    world: Mapping[str, Any], n: int, classes: tuple[str, ...], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [n] and texture numbers [n] in random order."""
+    own = np.array([CLASSES.index(c) for c in classes])
+    if world["pairs"] == "conflict":
+        pairs = np.array([(s, t) for s in range(len(own)) for t in own if t != own[s]])
+        drawn = pairs[rng.permutation(np.arange(n) % len(pairs))]
+        return drawn[:, 0], drawn[:, 1]
+    label = rng.permutation(np.arange(n) % len(own))
+    follows = rng.random(n) < world["rho"]
+    return label, np.where(follows, own[label], rng.integers(len(TEXTURE_NAMES), size=n))
+
+
+def _colours(world: Mapping[str, Any], n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Colours such that the texture's two and the background differ clearly from each other."""
+    names = list(COLOURS)
+    rgb = np.array([COLOURS[c] for c in names])
+    distance = np.linalg.norm(rgb[:, None] - rgb[None], axis=2)
+
+    def draw(allowed: tuple[str, ...], *others: np.ndarray) -> np.ndarray:
+        candidates = np.array([names.index(c) for c in allowed])
+        nearest = np.min([distance[candidates[None, :], o[:, None]] for o in others], axis=0)
+        score = np.minimum(nearest, 0.55) + rng.uniform(0, 0.25, nearest.shape)
+        return candidates[score.argmax(axis=1)]
+
+    main = np.array([names.index(c) for c in rng.choice(PALETTES[world["colours"]], size=n)])
+    second = draw(("white", "black", "yellow", "blue", "brown"), main)
+    back = draw(BACKGROUNDS[world["background"]][1], main, second)
+    back_second = draw(tuple(COLOURS), main, back)
+    columns = {"colour": main, "second_colour": second, "background_colour": back}
+    columns["second_background_colour"] = back_second
+    return {name: np.array(names)[index] for name, index in columns.items()}
+
+
+def article(word: str) -> str:
+    return ("an " if word[0] in "aeiou" else "a ") + word
+
+
+_MEDIUM = {
+    "photo": ("a photo of {}", "a photo of {}", "a picture of {}", "an image of {}", "{}", "a render of {}"),
+    "sketch": ("a sketch of {}", "a line drawing of {}", "a black and white drawing of {}"),
+    "rendition": ("a cartoon of {}", "an illustration of {}", "a flat drawing of {}"),
+    "stylized": ("a painting of {}", "an artwork of {}"),
+}
+
+
+def _caption(scenes: Mapping[str, np.ndarray], i: int, rng: np.random.Generator) -> str:
+    """A true sentence of at most about twenty tokens; it always names the class, the rest only at times."""
+
+    def factor(name: str) -> Any:
+        return scenes[name][i]
+
+    style = factor("style")
+    says = dict(zip(("size", "colour", "texture", "back", "view"), rng.random(5), strict=True))
+    words = []
+    if says["size"] < 0.3 and not 0.75 < factor("scale") < 1.0:
+        words.append("small" if factor("scale") < 0.9 else "large")
+    if style in ("photo", "rendition") and says["colour"] < 0.5:
+        words.append(str(factor("colour")))
+    if style == "photo" and says["texture"] < 0.35:
+        words.append(str(factor("texture")))
+    words.append(str(factor("shape")))
+    thing = article(" ".join(words))
+    if factor("objects") == 2:
+        thing += " beside its twin"
+    medium = _MEDIUM[str(style)]
+    caption = medium[rng.integers(len(medium))].format(thing)
+    if style == "photo" and says["back"] < 0.3:
+        caption += f" on {article(str(factor('background_colour')))} background"
+    elif factor("occlusion") > 0 and says["back"] < 0.8:
+        caption += " behind a bar"
+    elif says["view"] < 0.25 and not 25 < factor("elevation") < 35:
+        caption += " seen from above" if factor("elevation") >= 35 else " seen from the side"
+    return caption + ("." if rng.random() < 0.5 else "")
