@@ -1,8 +1,8 @@
 """How robust are CLIP models? Downloads, embeds, measures and draws; see README.md.
 
-    snakemake --cores all --resources gpu=4                  # reproduce the papers
-    snakemake figures/shape_bias.pdf                         # one figure
-    snakemake --configfile config/mini.yaml --cores all      # the offline study on models trained here
+snakemake --cores all --resources gpu=4                  # reproduce the papers
+snakemake figures/shape_bias.pdf                         # one figure
+snakemake --configfile config/mini.yaml --cores all      # the offline study on models trained here
 """
 
 from snakemake.utils import min_version
@@ -35,10 +35,10 @@ report: "report/workflow.rst"
 
 
 rule all:
+    default_target: True
     input:
         "<figures>/report.html",
         expand("<figures>/{figure}.pdf", figure=config["figures"]),
-    default_target: True
 
 
 rule tables:

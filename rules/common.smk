@@ -1,6 +1,7 @@
 """Helpers of the rule files. The registry is read here, before any job is planned."""
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -10,6 +11,9 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 ROOT = Path(workflow.basedir)
+HERE = Path(
+    os.path.relpath(ROOT)
+)  # in inputs and params, so that a checkout may move without a rerun
 sys.path.insert(0, str(ROOT / "src"))
 
 from clip_robustness.core.io import InputError
@@ -35,8 +39,12 @@ shell.prefix(
 )
 
 GPUS = 0 if config["device"] == "cpu" else 1
+ID = study.id_dataset
+ID_LABELS = study.datasets[ID].labels if ID else ""
 PROMPTS = [config["prompts"]["default"], *config["prompts"]["also"]]
-PIXEL_SPECS = {m.preprocessing.key: m.preprocessing.pixel_spec for m in study.models.values()}
+PIXEL_SPECS = {
+    m.preprocessing.key: m.preprocessing.pixel_spec for m in study.models.values()
+}
 TABLES_OF_METRIC = ("accuracy", "calibration", "shape_bias")
 
 
@@ -60,13 +68,20 @@ def of_family(*families):
 
 
 def of_weights(scheme):
-    return one_of(n for n, m in study.models.items() if m.weights.split(":")[0] == scheme)
+    return one_of(
+        n for n, m in study.models.items() if m.weights.split(":")[0] == scheme
+    )
 
 
 def dataset_json(wildcards):
     """A data set's entry as a verb takes it."""
     dataset = study.datasets[wildcards.dataset]
-    known = {"name": dataset.name, "family": dataset.family, "images": dataset.images, "licence": dataset.licence}
+    known = {
+        "name": dataset.name,
+        "family": dataset.family,
+        "images": dataset.images,
+        "licence": dataset.licence,
+    }
     return json.dumps({**known, **dataset.details}, sort_keys=True)
 
 
@@ -106,30 +121,31 @@ def pixels_of_suite(suite):
     return pixels
 
 
-def head_of(space):
+def head_of(dataset=None):
     """The head that a metric needs, as an input: nothing for a model that answers with logits."""
 
     def head(wildcards):
         if not study.models[wildcards.model].has_text_tower:
             return []
-        base = study.base_space(wildcards.get("dataset", space))
-        return f"<results>/heads/{{model}}/{config['prompts']['default']}.{base}.npz"
+        base = study.base_space(dataset or wildcards.dataset)
+        return f"<results>/heads/{wildcards.model}/{config['prompts']['default']}.{base}.npz"
 
     return head
 
 
-def reference_of(pattern):
+def partner(pattern):
     """A file of a data set's in-distribution partner, or nothing where it has none."""
 
-    def reference(wildcards):
-        name = study.datasets[wildcards.dataset].reference
-        if not name:
-            return []
-        return pattern.format(
-            model=wildcards.model, reference=name, labels=study.datasets[name].labels
+    def file(wildcards):
+        name = study.partner(wildcards.dataset)
+        labels = study.datasets[name].labels if name else ""
+        return (
+            pattern.format(model=wildcards.get("model"), partner=name, labels=labels)
+            if name
+            else []
         )
 
-    return reference
+    return file
 
 
 def optional(*names):
@@ -137,7 +153,10 @@ def optional(*names):
 
     def options(wildcards, input):
         there = [name for name in names if input.get(name)]
-        return " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(input[name]))}" for name in there)
+        return " ".join(
+            f"--{name.replace('_', '-')} {shlex.quote(str(input[name]))}"
+            for name in there
+        )
 
     return options
 
@@ -151,7 +170,10 @@ def world_json(wildcards):
     """A rendered world's settings. `scale` shrinks every mini data set alike."""
     dataset = study.datasets[wildcards.dataset]
     images = max(1, round(dataset.images * config["scale"]))
-    return json.dumps({"name": dataset.name, "images": images, **dataset.details["world"]}, sort_keys=True)
+    return json.dumps(
+        {"name": dataset.name, "images": images, **dataset.details["world"]},
+        sort_keys=True,
+    )
 
 
 def pool_of_dataset(wildcards):
@@ -177,24 +199,44 @@ def training_data(wildcards):
 
 
 def recipe_json(wildcards):
-    row = vars(study.models[wildcards.model]) | {"scale": config["scale"], "training": config["training"]}
-    wanted = {k: v for k, v in row.items() if k not in ("title", "note", "sets", "licence", "preprocessing")}
+    row = vars(study.models[wildcards.model]) | {
+        "scale": config["scale"],
+        "training": config["training"],
+    }
+    wanted = {
+        k: v
+        for k, v in row.items()
+        if k not in ("title", "note", "sets", "licence", "preprocessing")
+    }
     return json.dumps(wanted, sort_keys=True)
 
 
 def models_json():
     """The rows of the models table."""
     columns = "model title library group family source train_images finetuning loss params_m parent image_size"
-    rows = [[getattr(model, name) for name in columns.split()] for model in study.models.values()]
+    rows = [
+        [getattr(model, name) for name in columns.split()]
+        for model in study.models.values()
+    ]
     return json.dumps({"columns": columns.split(), "rows": rows})
 
 
-def labels_of(dataset):
-    return study.datasets[dataset].labels if dataset else ""
+def fit_options():
+    """Which models the baseline is fitted on, and which set is in distribution."""
+    fit = config["fit"]
+    sources = ["--sources", *fit["sources"]] if fit["sources"] else []
+    return shlex.join(
+        [
+            "--population",
+            fit["population"],
+            *sources,
+            *(["--reference", ID] if ID else []),
+        ]
+    )
 
 
 def published_files():
-    return sorted(str(path) for path in (ROOT / config["published"]).glob("*.csv"))
+    return sorted(str(path) for path in (HERE / config["published"]).glob("*.csv"))
 
 
 FIGURE_TABLES = {
@@ -207,7 +249,9 @@ FIGURE_TABLES = {
 
 
 def tables_of_figure(wildcards):
-    return [f"<results>/tables/{name}.parquet" for name in FIGURE_TABLES[wildcards.figure]]
+    return [
+        f"<results>/tables/{name}.parquet" for name in FIGURE_TABLES[wildcards.figure]
+    ]
 
 
 def study_tables():
@@ -219,8 +263,3 @@ def study_tables():
     if "accuracy" in names:
         names += ["baselines", "effective_robustness"]
     return [f"<results>/tables/{name}.parquet" for name in [*names, "models"]]
-
-
-def id_dataset():
-    """The in-distribution set on which temperatures are fitted."""
-    return next((n for n, d in study.datasets.items() if d.role == "id"), "")

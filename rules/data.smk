@@ -8,14 +8,14 @@ localrules:
 rule fetch_archive:
     output:
         protected("<resources>/archives/{dataset}/{archive}"),
+    log:
+        "<logs>/fetch_archive/{dataset}.{archive}.log",
     wildcard_constraints:
         dataset=of_family("class_folders", "cue_conflict"),
         archive=r"[\w.-]+",
-    log:
-        "<logs>/fetch_archive/{dataset}.{archive}.log",
+    retries: 2
     conda:
         "../envs/data.yaml"
-    retries: 2
     params:
         dataset=dataset_json,
     shell:
@@ -28,10 +28,10 @@ rule index_dataset:
         labels=labels_of_dataset,
     output:
         "<resources>/index/{dataset}.parquet",
-    wildcard_constraints:
-        dataset=of_family("class_folders", "cue_conflict"),
     log:
         "<logs>/index_dataset/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_family("class_folders", "cue_conflict"),
     conda:
         "../envs/data.yaml"
     params:

@@ -36,10 +36,12 @@ for suite in study.suites:
             pixels=pixels_of_suite(suite),
         output:
             embeddings=expand(
-                "<results>/embeddings/{{model}}/{dataset}.npy", dataset=study.suites[suite]
+                "<results>/embeddings/{{model}}/{dataset}.npy",
+                dataset=study.suites[suite],
             ),
             manifests=expand(
-                "<results>/embeddings/{{model}}/{dataset}.json", dataset=study.suites[suite]
+                "<results>/embeddings/{{model}}/{dataset}.json",
+                dataset=study.suites[suite],
             ),
         log:
             f"<logs>/embed_{suite}/{{model}}.log",
@@ -57,7 +59,7 @@ for suite in study.suites:
             precision=config["precision"],
             batch_size=config["batch_size"],
             weights=subpath(input.weights, parent=True),
-            folder=subpath(output.embeddings[0], parent=True),
+            folder=subpath(output[0], parent=True),
             work="<results>/work/embeddings",
             code=code_hash(
                 "inference.embed",

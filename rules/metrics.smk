@@ -6,10 +6,10 @@ rule measure_accuracy:
         embeddings="<results>/embeddings/{model}/{dataset}.npy",
         index="<resources>/index/{dataset}.parquet",
         labels=labels_of_dataset,
-        head=head_of(None),
-        reference_embeddings=reference_of("<results>/embeddings/{model}/{reference}.npy"),
-        reference_index=reference_of("<resources>/index/{reference}.parquet"),
-        reference_labels=reference_of("<resources>/labels/{labels}.json"),
+        head=head_of(),
+        reference_embeddings=partner("<results>/embeddings/{model}/{partner}.npy"),
+        reference_index=partner("<resources>/index/{partner}.parquet"),
+        reference_labels=partner("<resources>/labels/{labels}.json"),
     output:
         metrics="<results>/metrics/accuracy/{model}/{dataset}.json",
         predictions="<results>/predictions/{model}/{dataset}.parquet",
@@ -18,7 +18,9 @@ rule measure_accuracy:
     conda:
         "../envs/metrics.yaml"
     params:
-        options=optional("head", "reference_embeddings", "reference_index", "reference_labels"),
+        options=optional(
+            "head", "reference_embeddings", "reference_index", "reference_labels"
+        ),
         code=code_hash("metrics.accuracy"),
     shell:
         "python -m clip_robustness measure-accuracy --embeddings {input.embeddings:q} --index {input.index:q}"
@@ -28,10 +30,10 @@ rule measure_accuracy:
 
 rule fit_temperature:
     input:
-        embeddings=f"<results>/embeddings/{{model}}/{id_dataset()}.npy",
-        index=f"<resources>/index/{id_dataset()}.parquet",
-        labels=f"<resources>/labels/{labels_of(id_dataset())}.json",
-        head=head_of(id_dataset()),
+        embeddings=f"<results>/embeddings/{{model}}/{ID}.npy",
+        index=f"<resources>/index/{ID}.parquet",
+        labels=f"<resources>/labels/{ID_LABELS}.json",
+        head=head_of(ID),
     output:
         "<results>/metrics/temperature/{model}.json",
     log:
@@ -52,7 +54,7 @@ rule measure_calibration:
         embeddings="<results>/embeddings/{model}/{dataset}.npy",
         index="<resources>/index/{dataset}.parquet",
         labels=labels_of_dataset,
-        head=head_of(None),
+        head=head_of(),
         temperature="<results>/metrics/temperature/{model}.json",
     output:
         "<results>/metrics/calibration/{model}/{dataset}.json",
@@ -62,7 +64,7 @@ rule measure_calibration:
         "../envs/metrics.yaml"
     params:
         options=optional("head", "temperature"),
-        held_out=lambda wildcards: int(wildcards.dataset == id_dataset()),
+        held_out=lambda wildcards: int(wildcards.dataset == ID),
         seed=config["seed"],
         resamples=config["resamples"],
         code=code_hash("metrics.calibration"),
@@ -78,7 +80,7 @@ rule measure_shape_bias:
         embeddings="<results>/embeddings/{model}/{dataset}.npy",
         index="<resources>/index/{dataset}.parquet",
         labels=labels_of_dataset,
-        head=head_of(None),
+        head=head_of(),
     output:
         "<results>/metrics/shape_bias/{model}/{dataset}.json",
     log:

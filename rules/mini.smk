@@ -6,10 +6,10 @@ rule render_world:
         archive="<resources>/archives/{dataset}.tar",
         index="<resources>/index/{dataset}.parquet",
         geometry="<resources>/geometry/{dataset}.npz",
-    wildcard_constraints:
-        dataset=of_family("mini_world"),
     log:
         "<logs>/render_world/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_family("mini_world"),
     conda:
         "../envs/torch.yaml"
     params:
@@ -25,10 +25,10 @@ rule filter_misclassified:
         unpack(pool_of_dataset),
     output:
         "<resources>/index/{dataset}.parquet",
-    wildcard_constraints:
-        dataset=of_family("mini_filtered"),
     log:
         "<logs>/filter_misclassified/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_family("mini_filtered"),
     conda:
         "../envs/torch.yaml"
     params:
@@ -46,10 +46,10 @@ rule train_mini:
         unpack(training_data),
     output:
         "<resources>/weights/{model}/manifest.json",
-    wildcard_constraints:
-        model=of_weights("mini"),
     log:
         "<logs>/train_mini/{model}.log",
+    wildcard_constraints:
+        model=of_weights("mini"),
     conda:
         "../envs/torch.yaml"
     resources:

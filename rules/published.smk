@@ -15,7 +15,7 @@ if config["published"]:
         conda:
             "../envs/data.yaml"
         params:
-            folder=str(ROOT / config["published"]),
+            folder=str(HERE / config["published"]),
             out=subpath(output[0], parent=True),
             study=study.name,
             code=code_hash("data.published"),

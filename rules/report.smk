@@ -5,7 +5,9 @@ rule write_report:
     input:
         figures=expand("<figures>/{figure}.png", figure=config["figures"]),
         tables=study_tables(),
-        captions=expand(str(ROOT / "report/captions/{figure}.rst"), figure=config["figures"]),
+        captions=expand(
+            str(HERE / "report/captions/{figure}.rst"), figure=config["figures"]
+        ),
     output:
         "<figures>/report.html",
     log:
@@ -15,7 +17,7 @@ rule write_report:
     params:
         study=study.name,
         title=config["title"],
-        captions=str(ROOT / "report/captions"),
+        captions=str(HERE / "report/captions"),
         code=code_hash("report.page"),
     shell:
         "python -m clip_robustness report --study {params.study} --title {params.title:q}"

@@ -51,11 +51,11 @@ rule fit_baselines:
     conda:
         "../envs/metrics.yaml"
     params:
-        population=config["fit_population"],
+        options=fit_options(),
         seed=config["seed"],
         resamples=config["resamples"],
         code=code_hash("metrics.effective_robustness"),
     shell:
         "python -m clip_robustness fit-baselines --accuracy {input.accuracy:q} --models {input.models:q}"
         " --baselines {output.baselines:q} --out {output.effective_robustness:q}"
-        " --population {params.population} --seed {params.seed} --resamples {params.resamples} 2> {log:q}"
+        " {params.options} --seed {params.seed} --resamples {params.resamples} 2> {log:q}"

@@ -8,13 +8,13 @@ localrules:
 rule fetch_weights:
     output:
         "<resources>/weights/{model}/manifest.json",
-    wildcard_constraints:
-        model=f"{of_weights('hub')}|{of_weights('local')}",
     log:
         "<logs>/fetch_weights/{model}.log",
+    wildcard_constraints:
+        model=f"{of_weights('hub')}|{of_weights('local')}",
+    retries: 2
     conda:
         "../envs/torch.yaml"
-    retries: 2
     params:
         library=model_field("library"),
         weights=model_field("weights"),
@@ -63,7 +63,7 @@ rule build_heads:
         gpu=GPUS,
         mem_mb=16000,
     params:
-        prompts=str(ROOT / config["prompts"]["table"]),
+        prompts=str(HERE / config["prompts"]["table"]),
         templates=[study.prompts[name] for name in PROMPTS],
         names=PROMPTS,
         weights=subpath(input.weights, parent=True),

@@ -139,8 +139,14 @@ VERBS = {
     "measure-calibration": Verb(
         "metrics.calibration:measure_calibration",
         "ECE, NLL and reliability bins before and after temperature scaling",
-        (*_LOGITS, Option("temperature"), Option("held-out", int, "1: only the half that did not fit it", 0))
-        + (_SEED, _RESAMPLES, Option("out")),
+        (
+            *_LOGITS,
+            Option("temperature"),
+            Option("held-out", int, "1: only the half that did not fit it", 0),
+            _SEED,
+            _RESAMPLES,
+            Option("out"),
+        ),
     ),
     "measure-shape-bias": Verb(
         "metrics.shape_bias:measure_shape_bias",
@@ -166,7 +172,9 @@ VERBS = {
         "fit accuracy under shift against accuracy in distribution; effective robustness of every model",
         (
             *_paths("accuracy", "models", "baselines", "out"),
+            Option("reference", str, "in-distribution data set (default: the one named *_val)", None),
             Option("population", str, "group of models that the line is fitted on", "standard"),
+            Option("sources", str, "sources of their accuracies (default: all)", None, many=True),
             _SEED,
             _RESAMPLES,
         ),
@@ -179,8 +187,12 @@ VERBS = {
     "draw": Verb(
         "figures.draw:draw",
         "draw one figure from tables",
-        (Option("figure", str), Option("study", str), Option("tables", help="folder of tables"))
-        + _paths("pdf", "png"),
+        (
+            Option("figure", str),
+            Option("study", str),
+            Option("tables", help="folder of tables"),
+            *_paths("pdf", "png"),
+        ),
     ),
     "report": Verb(
         "report.page:write_report",

@@ -17,7 +17,8 @@ from clip_robustness.inference.pixels import cache_pixels
 from clip_robustness.metrics.accuracy import measure_accuracy
 
 # The weights were trained with (x - 127) / 128; see their package's description.
-SPEC = f"resize(256,bicubic)|center_crop(224)|normalize({','.join(['%.17g' % (127 / 255)] * 3)};{','.join(['%.17g' % (128 / 255)] * 3)})"
+MEAN, STD = (",".join([repr(number / 255)] * 3) for number in (127, 128))
+SPEC = f"resize(256,bicubic)|center_crop(224)|normalize({MEAN};{STD})"
 
 
 def test_efficientnet_lite0_scores_0_90(tmp_path):

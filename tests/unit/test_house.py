@@ -56,7 +56,8 @@ def test_no_torch_outside_inference_and_mini(room):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, clip_robustness.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    code = "import sys, clip_robustness.cli as c\ntry: c.main(['--help'])\n"
+    code += "except SystemExit: pass\nprint(sorted(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-c", code]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

@@ -103,11 +103,6 @@ def spoil_field(house):
     return ["datasets.yaml", "'license'", "did you mean 'licence'"]
 
 
-def spoil_reference(house):
-    edit(house / "config/datasets.yaml", "reference: mini_val", "reference: mini_vall")
-    return ["datasets.yaml", ".reference", "did you mean 'mini_val'"]
-
-
 def spoil_twice(house):
     path = house / "config/datasets.yaml"
     path.write_text(path.read_text() + "\nlabel_spaces: {}\n")
@@ -139,9 +134,10 @@ def test_a_fault_in_a_table_is_one_clear_message(house, spoil):
         ({"models": {"sets": ["mimi"]}}, ["models.sets", "did you mean 'mini'"]),
         ({"prompts": {"default": "mini_70"}}, ["prompts", "mini_70", "did you mean 'mini_7'"]),
         ({"figures": ["shape_bais"]}, ["figures", "did you mean 'shape_bias'"]),
+        ({"id_dataset": "mini_vall"}, ["'id_dataset'", "did you mean 'mini_val'"]),
         ({"sead": 3}, ["'sead'", "did you mean 'seed'"]),
         ({"resamples": "many"}, ["resamples", "expected integer"]),
-        ({"datasets": {"sets": ["mini"], "without": ["mini_val"]}}, ["'mini_val'", "partner"]),
+        ({"datasets": {"sets": ["mini"], "without": ["mini_val"]}}, ["'id_dataset'", "found none"]),
         ({"models": {"names": ["mini_clip_vit_biased_contrastive"]}}, ["fine-tuned from", "left out"]),
     ],
 )
@@ -163,8 +159,8 @@ def test_all_faults_are_listed_at_once(house):
 def test_a_dataset_is_one_entry(house):
     path = house / "config/datasets.yaml"
     entry = (
-        "  mini_extra:\n    {title: Extra, family: mini_world, labels: mini, images: 100, role: natural_shift, suite: natural,\n"
-        "     sets: [mini], reference: mini_val, licence: MIT, world: {seed: 9, rho: 0.5}}\n"
+        "  mini_extra:\n    {title: Extra, family: mini_world, labels: mini, images: 100, role: natural_shift,\n"
+        "     suite: natural, sets: [mini], licence: MIT, world: {seed: 9, rho: 0.5}}\n"
     )
     path.write_text(path.read_text().rstrip() + "\n" + entry)
     datasets, _ = load_datasets(path, house)

@@ -74,7 +74,6 @@ class Dataset:
     sets: tuple[str, ...]
     licence: str
     images: int | None = None
-    reference: str = ""
     access: str = "open"
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -97,6 +96,17 @@ class Study:
     def base_space(self, dataset: str) -> str:
         space = self.datasets[dataset].labels
         return self.label_spaces[space].get("base") or space
+
+    @property
+    def id_dataset(self) -> str:
+        """The in-distribution set: every shift's partner, and the one that temperatures are fitted on."""
+        ids = [name for name, dataset in self.datasets.items() if dataset.role == "id"]
+        return self.config["id_dataset"] or (ids[0] if ids else "")
+
+    def partner(self, dataset: str) -> str:
+        """The in-distribution partner of a shift, or '' where there is none."""
+        shares = self.id_dataset and self.base_space(dataset) == self.base_space(self.id_dataset)
+        return self.id_dataset if shares and dataset != self.id_dataset else ""
 
     @property
     def evaluated(self) -> list[str]:
@@ -139,11 +149,7 @@ def load_study(config: Mapping[str, Any], root: Path) -> Study:
     for name in [config["prompts"]["default"], *config["prompts"]["also"]]:
         if name not in prompts:
             problems.append(f"{where}, prompts: {_unknown(name, prompts, config['prompts']['table'])}")
-    for name in [n for n in used if used[n].reference and used[n].reference not in used]:
-        problems.append(
-            f"{where}, datasets: '{name}' needs its in-distribution partner '{used[name].reference}', "
-            "which this study leaves out"
-        )
+    _check_id_dataset(config, used, f"{where}, field 'id_dataset'", problems)
     for model in chosen.values():
         for needed in {model.parent} - {""} - set(chosen) if model.weights == "mini" else ():
             problems.append(
@@ -225,9 +231,6 @@ def load_datasets(path: Path, root: Path) -> tuple[dict[str, Dataset], dict[str,
             problems.append(f"{where}: a name is lower-case letters, digits, '_', '-' and '.'")
         if entry["labels"] not in spaces:
             problems.append(f"{where}.labels: {_unknown(entry['labels'], spaces, path, 'label space')}")
-        reference = entry.get("reference", "")
-        if reference and reference not in entries:
-            problems.append(f"{where}.reference: {_unknown(reference, entries, path, 'data set')}")
         known = {key: entry[key] for key in common & set(entry)}
         details = {key: value for key, value in entry.items() if key not in common}
         datasets[name] = Dataset(name=name, **{**known, "sets": tuple(entry["sets"])}, details=details)
@@ -242,6 +245,16 @@ def describe_study(config: Path) -> None:
     print(f"{study.name}: {len(study.models)} models, {len(study.evaluated)} data sets to evaluate")
     for suite, names in study.suites.items():
         print(f"  suite {suite}: {', '.join(names)}")
+
+
+def _check_id_dataset(config: Mapping[str, Any], used: Mapping[str, Dataset], where: str, problems: list[str]) -> None:
+    ids = [name for name, dataset in used.items() if dataset.role == "id"]
+    given = config["id_dataset"]
+    if given and given not in used:
+        problems.append(f"{where}: {_unknown(given, used, 'this study', 'data set')}")
+    if not given and len(ids) != 1 and any(dataset.metrics for dataset in used.values()):
+        found = f"{len(ids)} ({', '.join(ids)})" if ids else "none"
+        problems.append(f"{where}: expected one data set with role 'id' in the study, found {found}; name one here")
 
 
 def _choose(

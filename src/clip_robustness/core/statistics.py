@@ -22,9 +22,7 @@ HUBER_EPSILON = 1.35
 CLIP = 1e-6
 
 
-def clopper_pearson(
-    successes: ArrayLike, n: ArrayLike, level: float = LEVEL
-) -> tuple[np.ndarray, np.ndarray]:
+def clopper_pearson(successes: ArrayLike, n: ArrayLike, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Exact binomial interval of a proportion (Clopper and Pearson 1934), element by element.
 
     `successes` need not be whole, so that a published rate times its n can be given. No trial: (0, 1).
@@ -68,7 +66,7 @@ def bootstrap_sums(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0)
     for start in range(0, resamples, len(counts)):
         chunk = counts[: resamples - start]
         for row in chunk:
-            row[:] = np.bincount(rng.integers(0, n, size=n), minlength=n)
+            row[:] = np.bincount(rng.integers(0, n, size=n, dtype=np.uint32), minlength=n)
         np.matmul(chunk, values, out=sums[start : start + len(chunk)])
     return sums
 

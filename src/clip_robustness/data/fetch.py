@@ -52,9 +52,7 @@ def _download(url: str, file: BinaryIO, expected: int | None, sha256: str | None
     with _open(url, timeout) as response:
         block = _read(response)
         if _is_web_page(response, block):
-            raise _MirrorFault(
-                "a web page in place of the archive; open it in a browser, it may ask something"
-            )
+            raise _MirrorFault("a web page in place of the archive; open it in a browser, it may ask something")
         size = _size(response, expected)
         _check_room(Path(file.name).parent, size or 0)
         progress = io.Progress(f"fetch {url.rpartition('/')[2]}", (size or 0) >> 20, "MiB")
@@ -91,9 +89,7 @@ def _read(response: Any) -> bytes:
 
 def _is_web_page(response: Any, block: bytes) -> bool:
     start = block[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return response.headers.get_content_type() == "text/html" or start.startswith(
-        (b"<!doctype html", b"<html")
-    )
+    return response.headers.get_content_type() == "text/html" or start.startswith((b"<!doctype html", b"<html"))
 
 
 def _size(response: Any, expected: int | None) -> int | None:
@@ -108,6 +104,4 @@ def _size(response: Any, expected: int | None) -> int | None:
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise InputError(
-            f"{folder}: {needed:,} bytes needed, {free:,} are free; make room, or link it elsewhere"
-        )
+        raise InputError(f"{folder}: {needed:,} bytes needed, {free:,} are free; make room, or link it elsewhere")

@@ -106,9 +106,7 @@ def unpack_gzip(path: Path) -> Path:
     free = shutil.disk_usage(path.parent).free
     if free < packed.st_size:
         room = f"at least {packed.st_size:,} bytes, {free:,} are free"
-        raise InputError(
-            f"{path}: unpacking needs {room}; make room, or unpack it elsewhere and name {YOURS}"
-        )
+        raise InputError(f"{path}: unpacking needs {room}; make room, or unpack it elsewhere and name {YOURS}")
     limit = max(SMALL, LARGEST_RATIO * packed.st_size)
     progress = io.Progress(f"unpack {path.name}", packed.st_size >> 20, "MiB")
     try:

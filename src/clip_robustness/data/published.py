@@ -107,9 +107,7 @@ def _read_measurements(
                     expected = f"expected a name in {place}{nearest(row[field], known)}"
                     found.append(f"{where}, field '{field}': '{row[field]}' is unknown; {expected}")
             if not NAME.fullmatch(row["dataset"]):
-                found.append(
-                    f"{where}, field 'dataset': {row['dataset']!r}; expected letters, digits, '_', '-', '.'"
-                )
+                found.append(f"{where}, field 'dataset': {row['dataset']!r}; expected letters, digits, '_', '-', '.'")
             count = row["metric"] in COUNTS
             value = _number(row["value"], int if count else float)
             if value is None or value < 0 or (not count and value > 1):
@@ -117,15 +115,11 @@ def _read_measurements(
                 found.append(f"{where}, field 'value': {row['value']!r}; expected {expected}")
             n = _number(row["n"], int)
             if row["n"] and (n is None or n < 1):
-                found.append(
-                    f"{where}, field 'n': {row['n']!r}; expected a whole number of 1 or more, or nothing"
-                )
+                found.append(f"{where}, field 'n': {row['n']!r}; expected a whole number of 1 or more, or nothing")
             key = _key(row)
             if key in seen:
                 first, first_line = seen[key]
-                found.append(
-                    f"{where}: repeats {first.name}, row {first_line}; expected one row for {', '.join(KEY)}"
-                )
+                found.append(f"{where}: repeats {first.name}, row {first_line}; expected one row for {', '.join(KEY)}")
             problems += found
             if not found:
                 seen[key] = (path, line)
@@ -146,9 +140,7 @@ def _shape_bias_rows(counts: Sequence[tuple[Place, Row]], problems: list[str]) -
         (path, line), row = first[key]
         missing = [name for name in COUNTS if name not in cell]
         if missing:
-            problems.append(
-                f"{path}, row {line}, field 'metric': expected also {', '.join(missing)} for this row"
-            )
+            problems.append(f"{path}, row {line}, field 'metric': expected also {', '.join(missing)} for this row")
             continue
         decided = cell["n_shape"] + cell["n_texture"]
         if decided > cell["n_conflict"]:
@@ -166,13 +158,9 @@ def _read_models(path: Path, problems: list[str]) -> dict[str, Row]:
     for line, row in _read(path, MODEL, problems):
         where, name = f"{path}, row {line}", row["model"]
         if not NAME.fullmatch(name):
-            problems.append(
-                f"{where}, field 'model': {name!r}; expected lower-case letters, digits, '_', '-', '.'"
-            )
+            problems.append(f"{where}, field 'model': {name!r}; expected lower-case letters, digits, '_', '-', '.'")
         if name in models:
-            problems.append(
-                f"{where}, field 'model': '{name}' is taken by row {lines[name]}; expected a new name"
-            )
+            problems.append(f"{where}, field 'model': '{name}' is taken by row {lines[name]}; expected a new name")
             continue
         if row["group"] not in GROUPS:
             expected = f"expected one of {', '.join(GROUPS)}{nearest(row['group'], GROUPS)}"
@@ -183,16 +171,12 @@ def _read_models(path: Path, problems: list[str]) -> dict[str, Row]:
         for field, kind in (("train_images", int), ("params_m", float), ("image_size", int)):
             numbers[field] = _number(row[field], kind)
             if row[field] and (numbers[field] is None or numbers[field] <= 0):
-                problems.append(
-                    f"{where}, field '{field}': {row[field]!r}; expected a positive number, or nothing"
-                )
+                problems.append(f"{where}, field '{field}': {row[field]!r}; expected a positive number, or nothing")
         models[name], lines[name] = {**row, **numbers}, line
     for name, row in models.items():
         if row["parent"] and row["parent"] not in models:
             expected = f"expected a model of this file, or nothing{nearest(row['parent'], models)}"
-            problems.append(
-                f"{path}, row {lines[name]}, field 'parent': '{row['parent']}' is unknown; {expected}"
-            )
+            problems.append(f"{path}, row {lines[name]}, field 'parent': '{row['parent']}' is unknown; {expected}")
     return models
 
 
@@ -200,13 +184,9 @@ def _read_sources(path: Path, problems: list[str]) -> dict[str, Row]:
     sources: dict[str, Row] = {}
     for line, row in _read(path, SOURCE, problems):
         for field in [field for field in SOURCE if not row[field]]:
-            problems.append(
-                f"{path}, row {line}, field '{field}': '' given; expected every field of a source"
-            )
+            problems.append(f"{path}, row {line}, field '{field}': '' given; expected every field of a source")
         if row["source"] in sources:
-            problems.append(
-                f"{path}, row {line}, field 'source': '{row['source']}' stands twice; expected one row"
-            )
+            problems.append(f"{path}, row {line}, field 'source': '{row['source']}' stands twice; expected one row")
         sources[row["source"]] = row
     return sources
 
@@ -219,9 +199,7 @@ def _read(path: Path, columns: Sequence[str], problems: list[str]) -> list[tuple
             header = next(reader, [])
             rows = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
-        problems.append(
-            f"{path}: cannot read it ({error.strerror}); expected the columns {', '.join(columns)}"
-        )
+        problems.append(f"{path}: cannot read it ({error.strerror}); expected the columns {', '.join(columns)}")
         return []
     except (UnicodeDecodeError, csv.Error) as error:
         problems.append(f"{path}: not a CSV file in UTF-8 ({error})")
@@ -239,6 +217,8 @@ def _read(path: Path, columns: Sequence[str], problems: list[str]) -> list[tuple
 
 def _number(text: str, kind: type) -> Any:
     """`text` as a finite number of `kind`, else None."""
+    if "_" in text or text != text.strip():
+        return None  # Python would take both, other readers of the file would not
     try:
         number = kind(text)
     except ValueError:
@@ -285,6 +265,4 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
 def _stop(problems: Sequence[str]) -> None:
     if problems:
         more = len(problems) - SHOWN_PROBLEMS
-        raise InputError(
-            "\n".join(problems[:SHOWN_PROBLEMS]) + (f"\n... and {more} more" if more > 0 else "")
-        )
+        raise InputError("\n".join(problems[:SHOWN_PROBLEMS]) + (f"\n... and {more} more" if more > 0 else ""))

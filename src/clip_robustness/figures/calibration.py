@@ -15,7 +15,14 @@ TABLES = ("calibration", "accuracy", "models")
 _COLUMNS = 4
 _METRICS = {"ece": "ECE (%)", "nll": "NLL (nats)"}
 _LEAST = 10  # a bin with fewer images says nothing: its interval spans most of the axis
-_RELIABILITY_GROUPS = ("clip_zero_shot", "clip_finetuned", "standard", "more_data", "self_supervised", "robust")
+_RELIABILITY_GROUPS = (
+    "clip_zero_shot",
+    "clip_finetuned",
+    "standard",
+    "more_data",
+    "self_supervised",
+    "robust",
+)
 
 
 @style.styled
@@ -56,7 +63,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
     ]  # fmt: skip
     handles = style.group_handles(points["group"]) + style.family_handles(points["family"])
     style.legend(figure, handles + states if len(points) else [], columns=6)
-    return style.finish(figure)
+    return figure
 
 
 def _home(calibration: pd.DataFrame, accuracy: pd.DataFrame) -> str:
@@ -83,8 +90,8 @@ def _scaling(axes: Axes, points: pd.DataFrame, metric: str, title: str) -> None:
         return
     unit = 100 if metric == "ece" else 1
     crowded = len(points) > 60
-    for (group, family), some in points.groupby(["group", "family"], sort=True):
-        colour, shape = style.color(str(group)), style.marker(str(family))
+    for (group, family), some in style.by_look(points):
+        colour, shape = style.color(group), style.marker(family)
         both = some.dropna(subset=["before", "after"])
         axes.vlines(both["x"], unit * both["before"], unit * both["after"], color=colour, linewidth=0.5,
                     alpha=0.25 if crowded else 0.5, zorder=2)  # fmt: skip
@@ -92,14 +99,19 @@ def _scaling(axes: Axes, points: pd.DataFrame, metric: str, title: str) -> None:
             (dots,) = axes.plot(some["x"], unit * some[state], linestyle="none", marker=shape, zorder=depth,
                                 markersize=2.4 if crowded else 3.6, color=colour, markerfacecolor=fill,
                                 markeredgecolor=colour, markeredgewidth=0.7)  # fmt: skip
-            style.mark_group(dots, str(group))
+            style.mark_group(dots, group)
     axes.set_ylim(bottom=0)
     style.percent_axis(axes, "x")
     axes.set_xlabel("Accuracy (%)")
 
 
 def _reliability(
-    figure: Figure, cells: list, calibration: pd.DataFrame, models: pd.DataFrame, accuracy: pd.DataFrame, home: str
+    figure: Figure,
+    cells: list,
+    calibration: pd.DataFrame,
+    models: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    home: str,
 ) -> None:
     rows = calibration[calibration["dataset"] == home]
     bins = frames.pick(rows, metric=["bin_accuracy", "bin_confidence"])
@@ -118,9 +130,7 @@ def _reliability(
             axes.set_ylabel("Accuracy in the bin (%)")
 
 
-def _examples(
-    bins: pd.DataFrame, accuracy: pd.DataFrame, home: str, most: int
-) -> list[tuple[str, pd.DataFrame]]:
+def _examples(bins: pd.DataFrame, accuracy: pd.DataFrame, home: str, most: int) -> list[tuple[str, pd.DataFrame]]:
     """The most accurate model of each group, in a fixed order of groups, filled up with the next best."""
     scores = frames.pick(accuracy, metric="accuracy", dataset=home, slice="").set_index("model")["value"]
     known = bins.drop_duplicates("model")[["model", "group"]]
@@ -147,8 +157,8 @@ def _diagram(axes: Axes, bins: pd.DataFrame, group: str) -> None:
         low, high = statistics.clopper_pearson((values["bin_accuracy"] * n).clip(0, n), n)
         x, y = values["bin_confidence"], values["bin_accuracy"]
         axes.vlines(x, low, high, color=style.color(group), linewidth=0.5, alpha=0.5)
-        (dots,) = axes.plot(x, y, marker="o", markersize=2.8, linewidth=0.7, color=style.color(group), zorder=3,
-                            markerfacecolor=fill, markeredgewidth=0.7,
+        (dots,) = axes.plot(x, y, marker="o", markersize=2.8, linewidth=0.7, zorder=3,
+                            color=style.color(group), markerfacecolor=fill, markeredgewidth=0.7,
                             linestyle="-" if state == "after" else ":")  # fmt: skip
         style.mark_group(dots, group)
         if state == "after":

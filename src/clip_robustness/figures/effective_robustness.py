@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from clip_robustness.core import statistics
-from clip_robustness.figures import frames, style
+from clip_robustness.figures import frames, labels, style
 
 TABLES = ("accuracy", "baselines", "effective_robustness", "models")
+# Synthetic shifts and relabelled sets, which have baselines too but belong to other figures.
+_NOT_NATURAL = ("imagenet_c", "imagenet_greyscale", "imagenet_pgd", "imagenet_real", "stylized_imagenet")
 _LEAST = 0.4  # a few models near chance would take half of each axis: they are left outside the panels
 
 
@@ -27,22 +29,21 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """
     accuracy, baselines, robustness, models = (frames.table(tables, name) for name in TABLES)
     named = baselines["dataset"].tolist() or accuracy.query("metric == 'reference_accuracy'")["dataset"].tolist()
-    shifts = frames.dataset_order(named)
+    shifts = frames.dataset_order(set(named) - set(_NOT_NATURAL))
     fits = {shift: frames.chosen_fit(baselines, accuracy, shift) for shift in shifts}
-    columns = 5 if len(shifts) > 8 else 4
-    rows = max(1, -(-len(shifts) // columns))
+    # An average that is known only as effective robustness has its place in the strip, but no panel.
+    with_points = set(accuracy.loc[accuracy["metric"] == "accuracy", "dataset"])
+    panels = [shift for shift in shifts if shift in with_points]
+    columns = 5 if len(panels) > 8 else 4
+    rows = max(1, -(-len(panels) // columns))
     figure = style.figure(style.DOUBLE, (1.62 if columns == 4 else 1.45) * rows + 2.15)
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1] * rows + [1.0])
+    if not panels:
+        style.empty(figure.add_subplot(grid[0, :]))
     seen: list[pd.DataFrame] = []
-    for position in range(rows * columns):
-        if position >= max(len(shifts), 1):
-            continue
+    for position, shift in enumerate(panels):
         axes = figure.add_subplot(grid[position // columns, position % columns])
-        if not shifts:
-            style.empty(axes)
-            continue
-        fit = fits[shifts[position]]
-        seen.append(_panel(axes, accuracy, models, shifts[position], fit, first=position % columns == 0))
+        seen.append(_panel(axes, accuracy, models, shift, fits[shift], first=position % columns == 0))
     _strip(figure.add_subplot(grid[rows, :]), robustness, fits, models)
     points = pd.concat(seen) if seen else pd.DataFrame({"group": [], "family": []})
     lines = [
@@ -51,7 +52,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
     ]
     handles = style.group_handles(points["group"]) + style.family_handles(points["family"])
     style.legend(figure, handles + lines if len(points) else [], columns=6)
-    return style.finish(figure)
+    return labels.finish(figure)
 
 
 def _panel(
@@ -76,7 +77,7 @@ def _panel(
         line = statistics.Line(*fit[["slope", "intercept", "r", "n", "transform", "estimator"]])
         _draw_baseline(axes, line, fitted)
         points = points.assign(above=points["y"] - line.predict(points["x"]))
-        style.label_points(axes, _worth_naming(points))
+        labels.label_points(axes, _worth_naming(points))
     style.scatter(axes, points, errors=len(points) <= 150)
     axes.set_xlabel("ID accuracy (%)" + (",\nthe shift's classes" if reference == "class_subset" else ""))
     if first:
@@ -111,12 +112,10 @@ def _worth_naming(points: pd.DataFrame) -> list[tuple[float, float, str, str]]:
     """The CLIP farthest above the baseline: in one panel there is room for one name."""
     clip = points[points["group"].isin(["clip_zero_shot", "clip_finetuned"])]
     clip = clip.sort_values(["above", "model"], ascending=[False, True], kind="stable").head(1)
-    return [(row.x, row.y, style.wrap(style.short(row.title, 34), 19), row.group) for row in clip.itertuples()]
+    return [(row.x, row.y, style.wrap(style.short(row.title, 34), 19), row.group) for row in frames.records(clip)]
 
 
-def _strip(
-    axes: Axes, robustness: pd.DataFrame, fits: Mapping[str, pd.Series | None], models: pd.DataFrame
-) -> None:
+def _strip(axes: Axes, robustness: pd.DataFrame, fits: Mapping[str, pd.Series | None], models: pd.DataFrame) -> None:
     rows, shifts = [], list(fits)
     for shift, fit in fits.items():
         if fit is not None:
@@ -153,6 +152,6 @@ def _strip(
     axes.set_xlim(-0.5, len(shifts) - 0.5)
     for edge in np.arange(len(shifts) - 1) + 0.5:
         axes.axvline(edge, color="#E6E6E6", linewidth=0.5, zorder=0)
-    axes.set_xticks(range(len(shifts)), [style.wrap(frames.dataset_title(shift), 14) for shift in shifts])
+    axes.set_xticks(range(len(shifts)), [style.wrap(frames.dataset_title(shift), 12) for shift in shifts])
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("Effective robustness\n(points)")

@@ -1,14 +1,38 @@
 """Selecting from the tidy tables what a figure shows; every function copes with a table that is empty."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from clip_robustness.figures import style
 
-_MEASUREMENT = ["study", "model", "dataset", "metric", "slice", "value", "low", "high", "n", "convention", "source"]
-_MODELS = ["model", "title", "group", "family", "source", "train_images", "finetuning", "loss", "params_m", "parent"]
+_MEASUREMENT = [
+    "study",
+    "model",
+    "dataset",
+    "metric",
+    "slice",
+    "value",
+    "low",
+    "high",
+    "n",
+    "convention",
+    "source",
+]
+_MODELS = [
+    "model",
+    "title",
+    "group",
+    "family",
+    "source",
+    "train_images",
+    "finetuning",
+    "loss",
+    "params_m",
+    "parent",
+]
 _BASELINES = ["dataset", "reference", "transform", "estimator", "slope", "intercept", "r", "n", "source"]
 _NUMBERS = ("value", "low", "high", "n", "slope", "intercept", "r", "train_images", "params_m")
 
@@ -27,13 +51,13 @@ _TITLES = {
     "imagenet_sketch": "ImageNet-Sketch",
     "imagenet_x": "ImageNet-X",
     "objectnet": "ObjectNet",
-    "imagenet_vid_pm0": "ImageNet-Vid, pm-0",
-    "imagenet_vid_pm10": "ImageNet-Vid, pm-10",
+    "imagenet_vid_pm0": "Vid-Robust, pm-0",
+    "imagenet_vid_pm10": "Vid-Robust, pm-10",
     "ytbb_pm0": "YTBB, pm-0",
     "ytbb_pm10": "YTBB, pm-10",
     "coco": "COCO",
     "flickr30k": "Flickr30k",
-    "natural_average": "Mean of the natural shifts",
+    "natural_average": "Natural average",
 }
 
 
@@ -79,6 +103,11 @@ def describe(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(parent=joined["parent"].fillna(""), finetuning=joined["finetuning"].fillna(""))
 
 
+def records(frame: pd.DataFrame) -> list[Any]:
+    """Rows as named tuples, whose fields pandas cannot give types to."""
+    return list(frame.itertuples())
+
+
 def dataset_title(name: str) -> str:
     plain = name.removeprefix("mini_").replace("_", " ")
     return _TITLES.get(name, plain[:1].upper() + plain[1:])
@@ -105,16 +134,14 @@ def in_distribution(accuracy: pd.DataFrame) -> str:
 def against_reference(accuracy: pd.DataFrame, dataset: str, reference: str = "") -> pd.DataFrame:
     """One row a model: y, low, high, n on `dataset`, and x on its in-distribution partner.
 
-    `reference` is the convention of x (`val` or `class_subset`). Where a study has no partner rows under
-    that convention, x is the accuracy on the whole in-distribution set.
+    `reference` says what x is: `class_subset`, the shift's own `reference_accuracy`, or `val`, the accuracy
+    on the whole in-distribution set, which also stands in where a shift has no reference of its own.
     """
     y = pick(accuracy, metric="accuracy", dataset=dataset, slice="")
-    partner = accuracy[(accuracy["metric"] == "reference_accuracy") & (accuracy["dataset"] == dataset)]
-    if reference and (partner["convention"] == reference).any():
-        partner = partner[partner["convention"] == reference]
-    if reference == "val" and not (partner["convention"] == "val").any():
-        partner = partner.iloc[:0]
-    x = pick(partner) if len(partner) else pick(accuracy, metric="accuracy", dataset=in_distribution(accuracy))
+    x = pick(accuracy, metric="reference_accuracy", dataset=dataset, slice="")
+    if reference == "val" or not len(x):
+        whole = pick(accuracy, metric="accuracy", dataset=in_distribution(accuracy), slice="")
+        x = whole if len(whole) else x
     paired = y.merge(x[["model", "value"]].rename(columns={"value": "x"}), on="model")
     return paired.rename(columns={"value": "y"}).dropna(subset=["x", "y"]).reset_index(drop=True)
 
@@ -129,14 +156,16 @@ def chosen_fit(baselines: pd.DataFrame, accuracy: pd.DataFrame, dataset: str) ->
     most = 0.95 * max(count.values(), default=0)
     for reference in sorted(count, key=lambda name: (count[name] < most, name != "class_subset", name)):
         for transform, estimator in FITS:
-            match = rows.query("reference == @reference and transform == @transform and estimator == @estimator")
+            match = rows[
+                (rows["reference"] == reference) & (rows["transform"] == transform) & (rows["estimator"] == estimator)
+            ]
             if len(match):
                 return match.sort_values("source", kind="stable").iloc[0]
     return None
 
 
 def fmt_n(rows: pd.DataFrame) -> str:
-    """The number of images behind rows: "1,200" or, when the models differ, "1,150 to 1,200" ("" if unknown)."""
+    """The number of images behind rows: "1,200", or "1,150 to 1,200" when models differ ("" if unknown)."""
     counts = rows["n"].dropna()
     if not len(counts):
         return ""

@@ -37,8 +37,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
     points = rows.rename(columns={"value": "y"}).merge(x.rename(columns={"value": "x"}), on="model")
     points = frames.describe(points.dropna(subset=["x", "y"]), models)
     points = points.assign(training=points["training"].where(points["training"] != "", "unknown"))
-    sources = list(points.drop_duplicates("model")["training"].value_counts(sort=False).sort_index(
-        key=lambda names: [str(name).casefold() for name in names]).index)  # fmt: skip
+    sources = sorted(set(points["training"]), key=lambda name: (name.casefold(), name))
     figure = style.figure(style.DOUBLE, 4.1)
     grid = figure.add_gridspec(2, 3, width_ratios=[1, 1, 0.95])
     for position, (dataset, metric, title) in enumerate(_PANELS):
@@ -49,7 +48,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
             axes.set_ylabel("Recall@1 (%)")
     _residuals(figure.add_subplot(grid[:, 2]), points, sources)
     style.legend(figure, style.group_handles(points["group"]), columns=6)
-    return style.finish(figure)
+    return figure
 
 
 def _look(source: str, sources: list[str], group: str) -> dict:

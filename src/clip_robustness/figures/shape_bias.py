@@ -1,4 +1,4 @@
-"""Which cue decides when shape and texture disagree: shape bias of every model, by class, and between twins."""
+"""Which cue decides when shape and texture disagree: shape bias by model, by class, and between twins."""
 
 from collections.abc import Mapping
 
@@ -30,18 +30,18 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
     classes = frames.describe(rows[rows["slice"] != ""], models)
     height = float(np.clip(0.9 + _ROW * (len(overall) + overall["group"].nunique()), 4.0, style.PAGE))
     figure = style.figure(style.DOUBLE, height)
-    left, right = figure.add_gridspec(1, 2, width_ratios=[1, 1])
+    columns = figure.add_gridspec(1, 2)
+    left, right = columns[0], columns[1]
     pairs = _twins(overall)
     lower_height = 0.9 + 0.2 * min(max(len(pairs), 3), 12)
     upper_height = max(height - lower_height, 1.8) if len(classes) else 1.0
-    upper, lower, _ = right.subgridspec(
-        3, 1, height_ratios=[upper_height, lower_height, max(height - upper_height - lower_height, 0.001)]
-    )
+    rest = max(height - upper_height - lower_height, 0.001)
+    cells = right.subgridspec(3, 1, height_ratios=[upper_height, lower_height, rest])
     _overall(figure.add_subplot(left), overall)
-    _by_class(figure.add_subplot(upper), overall, classes)
-    _differences(figure.add_subplot(lower), pairs)
+    _by_class(figure.add_subplot(cells[0]), overall, classes)
+    _differences(figure.add_subplot(cells[1]), pairs)
     style.legend(figure, style.group_handles(overall["group"]), columns=4)
-    return style.finish(figure)
+    return figure
 
 
 def _overall(axes: Axes, overall: pd.DataFrame) -> None:
@@ -58,9 +58,9 @@ def _overall(axes: Axes, overall: pd.DataFrame) -> None:
         colour = style.color(str(group))
         axes.hlines(at, some["low"], some["high"], color=colour, linewidth=1.0, alpha=0.6, zorder=2)
         for family, members in some.assign(_at=at).groupby("family", sort=True):
-            (dots,) = axes.plot(members["value"], members["_at"], linestyle="none", color=colour, markersize=3.6,
-                                marker=style.marker(str(family)), markeredgecolor="white", markeredgewidth=0.3,
-                                zorder=3)  # fmt: skip
+            (dots,) = axes.plot(members["value"], members["_at"], linestyle="none", color=colour,
+                                marker=style.marker(str(family)), markersize=3.6, markeredgecolor="white",
+                                markeredgewidth=0.3, zorder=3)  # fmt: skip
             style.mark_group(dots, str(group))
         labels += [style.short(title, 46) for title in some["title"]]
         places += list(at)
@@ -94,9 +94,10 @@ def _by_class(axes: Axes, overall: pd.DataFrame, classes: pd.DataFrame) -> None:
         shift = (number - (len(chosen) - 1) / 2) * 0.16
         at = np.array([names.index(name) for name in some["slice"]]) + shift
         axes.hlines(at, some["low"], some["high"], color=style.color(group), linewidth=0.6, alpha=0.5, zorder=2)
-        (dots,) = axes.plot(some["value"], at, linestyle="none", marker=style.marker(some["family"].iloc[0]),
-                            markersize=3.6, color=style.color(group), markeredgecolor="white",
-                            markeredgewidth=0.3, zorder=3, label=style.short(some["title"].iloc[0], 34))  # fmt: skip
+        name, shape = style.short(some["title"].iloc[0], 34), style.marker(some["family"].iloc[0])
+        (dots,) = axes.plot(some["value"], at, linestyle="none", marker=shape, markersize=3.6, label=name,
+                            color=style.color(group), markeredgecolor="white", markeredgewidth=0.3,
+                            zorder=3)  # fmt: skip
         style.mark_group(dots, group)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
@@ -111,16 +112,19 @@ def _twins(overall: pd.DataFrame) -> pd.DataFrame:
     """Child minus parent with a 95 % interval over images, largest drop first."""
     parents = overall.drop_duplicates("model").set_index("model")
     pairs = []
-    for child in overall.itertuples():
+    for child in frames.records(overall):
         if child.parent not in parents.index:
             continue
         parent = parents.loc[child.parent]
         difference, low, high = child.value - parent["value"], np.nan, np.nan
         if child.n > 0 and parent["n"] > 0:
-            counts = [(round(row["value"] * row["n"]), row["n"]) for row in (child._asdict(), parent)]
-            difference, low, high = statistics.difference_interval(*counts)
-        pairs.append((child.model, child.title, parent["title"], child.group, difference, low, high))
-    columns = ["model", "child", "parent", "group", "value", "low", "high"]
+            own = round(child.value * child.n), child.n
+            other = round(parent["value"] * parent["n"]), parent["n"]
+            difference, low, high = statistics.difference_interval(own, other)
+        # Another way of reading decisions out is a second cause: it must show.
+        mark = "" if child.convention == parent["convention"] else " *"
+        pairs.append((child.model, child.title, parent["title"], child.group, difference, low, high, mark))
+    columns = ["model", "child", "parent", "group", "value", "low", "high", "mark"]
     return pd.DataFrame(pairs, columns=columns).sort_values(["value", "model"], kind="stable", ignore_index=True)
 
 
@@ -133,14 +137,15 @@ def _differences(axes: Axes, pairs: pd.DataFrame) -> None:
         pairs = pairs.iloc[[*range(6), *range(len(pairs) - 6, len(pairs))]].reset_index(drop=True)
     for group, some in pairs.groupby("group", sort=True):
         axes.hlines(some.index, 100 * some["low"], 100 * some["high"], color=style.color(str(group)), linewidth=1.2)
-        (dots,) = axes.plot(100 * some["value"], some.index, linestyle="none", marker="o", markersize=4,
-                            color=style.color(str(group)), markeredgecolor="white", markeredgewidth=0.3)  # fmt: skip
+        (dots,) = axes.plot(100 * some["value"], some.index, linestyle="none", marker="o",
+                            markersize=4, color=style.color(str(group)), markeredgecolor="white",
+                            markeredgewidth=0.3)  # fmt: skip
         style.mark_group(dots, str(group))
     axes.axvline(0, color="black", linewidth=0.7, zorder=1)
     axes.margins(x=0.08)
     sides = axes.get_yaxis_transform()
-    for place, pair in enumerate(pairs.itertuples()):
-        text = f"{style.short(str(pair.child), 25)} − {style.short(str(pair.parent), 20)}"
+    for place, pair in enumerate(frames.records(pairs)):
+        text = f"{style.short(str(pair.child), 25)} − {style.short(str(pair.parent), 20)}{pair.mark}"
         note = axes.text(0, place - 0.24, text, transform=sides, fontsize=5.2, va="bottom", color="#333333")
         note.set_in_layout(False)
         note.set_path_effects(style.OUTLINE)

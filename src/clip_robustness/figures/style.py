@@ -7,6 +7,7 @@ import functools
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,9 +17,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import Bbox
 
 from clip_robustness.core import io, statistics
 
@@ -37,12 +38,17 @@ GROUPS = {
     "human": ("Human", "#000000"),
     "unlisted": ("Not in the models table", "#B8B8B8"),
 }
-FAMILIES = {"vit": ("ViT", "o"), "resnet": ("ResNet", "s"), "convnext": ("ConvNeXt", "^"), "other": ("Other", "D")}
+FAMILIES = {
+    "vit": ("ViT", "o"),
+    "resnet": ("ResNet", "s"),
+    "convnext": ("ConvNeXt", "^"),
+    "other": ("Other", "D"),
+}
 # A thin white rim keeps a label readable on lines and points.
-OUTLINE = [patheffects.withStroke(linewidth=1.4, foreground="white")]
+OUTLINE: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=1.4, foreground="white")]
 NOT_MEASURED = "not measured in this study"
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
     "axes.titlesize": 7.5,
@@ -67,6 +73,7 @@ _RC = {
     "lines.linewidth": 1.0,
     "figure.dpi": 100,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a model may have any name, dollar signs included
 }
 
 
@@ -85,9 +92,9 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure of `width` x `height` inches; its layout makes room for legends outside the axes."""
-    made = Figure(figsize=(width, height), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.03)
+    made = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(made)
-    made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.03)  # type: ignore[union-attr]
     return made
 
 
@@ -139,18 +146,25 @@ def scatter(axes: Axes, points: pd.DataFrame, x: str = "x", y: str = "y", errors
     alpha = float(np.interp(crowd, [30, 150, 400], [0.95, 0.7, 0.5]))
     depth = {group: 3 + position / 100 for position, group in enumerate(reversed(_by_contrast()))}
     members = points.groupby("group")["group"].size()
-    for (group, family), some in points.groupby(["group", "family"], sort=True):
-        few = crowd > 60 and members[group] <= 20 and group.startswith("clip_")  # a handful of models must not drown among hundreds
+    for (group, family), some in by_look(points):
+        few = (
+            crowd > 60 and members[group] <= 20 and group.startswith("clip_")
+        )  # a handful of models must not drown among hundreds
         bars = some.dropna(subset=["low", "high"]) if errors else some.iloc[:0]
         zorder = depth.get(group, 3)
         if len(bars):
             span = np.clip(np.stack([bars[y] - bars["low"], bars["high"] - bars[y]]), 0, None)
             axes.errorbar(bars[x], bars[y], span, fmt="none", ecolor=color(group), elinewidth=0.6,
                           alpha=min(alpha, 0.6), zorder=zorder - 0.005)  # fmt: skip
-        (line,) = axes.plot(some[x], some[y], linestyle="none", marker=marker(family), markersize=1.5 * size if few else size,
-                            color=color(group), markeredgecolor="white", markeredgewidth=0.25, alpha=0.95 if few else alpha,
-                            zorder=zorder)  # fmt: skip
+        (line,) = axes.plot(some[x], some[y], linestyle="none", marker=marker(family), color=color(group),
+                            markersize=1.5 * size if few else size, alpha=0.95 if few else alpha,
+                            markeredgecolor="white", markeredgewidth=0.25, zorder=zorder)  # fmt: skip
         mark_group(line, group)
+
+
+def by_look(points: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """Points that share a colour and a marker, by (group, family)."""
+    return [((str(group), str(family)), some) for (group, family), some in points.groupby(["group", "family"])]
 
 
 def _by_contrast() -> list[str]:
@@ -248,78 +262,6 @@ def _spread(ticks: np.ndarray, gap: float) -> np.ndarray:
         if all(abs(float(logit(tick) - logit(other))) >= gap for other in kept):
             kept.append(float(tick))
     return np.array(sorted(kept))
-
-
-_OFFSETS = [(r * dx, r * dy) for r in (5, 8, 12, 17, 23, 30, 40) for dx, dy in
-            [(1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0.1, 1), (0.1, -1), (1.2, 0), (-1.2, 0)]]  # fmt: skip
-
-
-def label_points(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Remember (x, y, text, group) to be written beside its point by `finish`, once the layout is known."""
-    pending = axes.__dict__.setdefault("_direct_labels", [])
-    pending.extend(labels)
-
-
-def finish(figure: Figure) -> Figure:
-    """Fix the layout, then write each direct label at the first free place around its point.
-
-    A place is free when it lies inside the axes, off all other labels, and over as few points as possible;
-    a label without a free place is left out rather than written over another.
-    """
-    if not any(axes.__dict__.get("_direct_labels") for axes in figure.axes):
-        return figure
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    for axes in figure.axes:
-        taken = [text.get_window_extent(renderer) for text in axes.texts]
-        points = [axes.transData.transform(line.get_xydata()) for line in axes.lines if line.get_gid()]
-        crowd = np.concatenate(points) if points else np.empty((0, 2))
-        for x, y, text, group in axes.__dict__.pop("_direct_labels", []):
-            note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=5.5,
-                                 color=color(group), ha="center", va="center", zorder=6,
-                                 arrowprops={"arrowstyle": "-", "color": color(group), "linewidth": 0.4,
-                                             "shrinkA": 0, "shrinkB": 1.5})  # fmt: skip
-            note.set_in_layout(False)
-            note.set_path_effects(OUTLINE)
-            box = note.get_window_extent(renderer).padded(1.0)
-            if not _place(note, box, axes.bbox, taken, crowd, renderer):
-                note.remove()
-    return figure
-
-
-def _place(note, box: Bbox, inside: Bbox, taken: list[Bbox], crowd: np.ndarray, renderer) -> bool:
-    """Move `note` to the best place around its point; False when every place is taken."""
-    scale = renderer.points_to_pixels(1.0)
-    anchor = note.axes.transData.transform(note.xy)
-    width, height = note_size(note, renderer)
-    best: tuple[float, tuple[float, float], Bbox] | None = None
-    for order, (dx, dy) in enumerate(_OFFSETS):
-        shift = (dx + np.sign(dx) * width / scale / 2 * (abs(dx) > 1), dy + np.sign(dy) * height / scale / 2)
-        centre = anchor + np.array(shift) * scale
-        place = Bbox.from_bounds(*(centre - [width / 2, height / 2]), width, height).padded(1.5)
-        if not (inside.x0 <= place.x0 and place.x1 <= inside.x1 + 2 and inside.y0 <= place.y0
-                and place.y1 <= inside.y1):  # fmt: skip
-            continue
-        if any(place.overlaps(other) for other in taken):
-            continue
-        covered = int(np.sum(np.all((crowd >= place.min - 5) & (crowd <= place.max + 5), axis=1)))
-        cost = covered * 20.0 + order * 0.25
-        if best is None or cost < best[0]:
-            best = (cost, shift, place)
-    if best is None:
-        return False
-    note.set_position(best[1])
-    taken.append(best[2])
-    return True
-
-
-def note_size(note, renderer) -> tuple[float, float]:
-    """Width and height of a text in pixels, without its arrow."""
-    from matplotlib.text import Text
-
-    box = Text.get_window_extent(note, renderer)
-    return box.width, box.height
 
 
 def short(title: str, most: int = 22) -> str:

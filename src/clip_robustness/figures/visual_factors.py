@@ -14,7 +14,8 @@ from clip_robustness.figures import frames, style
 TABLES = ("factors", "models")
 # The ten factors of the Tu papers: those with at least 150 validation images as the top factor.
 FACTORS = (
-    "pose", "background", "pattern", "color", "smaller", "shape", "partial_view", "subcategory", "texture", "larger",
+    "pose", "background", "pattern", "color", "smaller",
+    "shape", "partial_view", "subcategory", "texture", "larger",
 )  # fmt: skip
 _CONVENTION = "top"
 _LEAST = 0.4  # far below the CLIP models lie half-trained networks: fitted on, but left outside the panels
@@ -49,7 +50,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
     line = Line2D([], [], color="black", linewidth=0.9, label="Standard models, 95 % band")
     handles = style.group_handles(points["group"]) + style.family_handles(points["family"])
     style.legend(figure, [*handles, line] if len(points) else [], columns=8)
-    return style.finish(figure)
+    return figure
 
 
 def _panel(axes: Axes, points: pd.DataFrame, factor: str, everything: pd.DataFrame) -> None:
@@ -66,10 +67,9 @@ def _panel(axes: Axes, points: pd.DataFrame, factor: str, everything: pd.DataFra
     standard = points[points["group"] == "standard"]
     if len(standard) >= 3 and standard["x"].nunique() > 1:
         line = statistics.fit_line(standard["x"], standard["y"], "logit", "huber")
-        grid = np.linspace(*np.clip(axes.get_xlim(), 0.001, 0.999), 60)
-        band = statistics.baseline_band(
-            standard["x"], standard["y"], grid, "logit", "huber", resamples=400
-        )
+        left, right = np.clip(axes.get_xlim(), 0.001, 0.999)
+        grid = np.linspace(left, right, 60)
+        band = statistics.baseline_band(standard["x"], standard["y"], grid, "logit", "huber", resamples=400)
         axes.plot(grid, line.predict(grid), color="black", linewidth=0.9, zorder=2.5)
         axes.fill_between(grid, *band, color="black", alpha=0.14, linewidth=0, zorder=1.5)
     style.scatter(axes, shown, errors=len(shown) <= 40)

@@ -71,6 +71,8 @@ def embed(
     for a result that is not finite.
     """
     spec = Preprocessing.parse(preprocess)
+    if spec.mean is None or spec.std is None:
+        raise io.InputError(f"model '{model}': its preprocessing '{preprocess}' lacks normalize(…)")
     sealed = io.check_sealed(weights)
     torch.set_float32_matmul_precision("highest")
     with lease() as leased, torch.inference_mode():

@@ -15,6 +15,8 @@ def write_label_space(name: str, space: dict[str, Any], base: Path | None, out: 
     """Write a label space as JSON: name, base, classes, members (base indices per class), pool, wnids.
 
     `space` is the entry of datasets.yaml, `base` the file of its base space. Without a base the space is its own.
+    `classes` lists names, or says which dependency does, or maps a name to the base classes whose probabilities
+    it averages ("8, 10-16").
     """
     if base is None:
         classes, wnids = _base_classes(space["classes"])
@@ -56,15 +58,18 @@ def _subset(
         if unknown:
             raise io.InputError(f"label space '{name}': {unknown} are no classes of '{parent['name']}'")
         return classes, [[parent["classes"].index(c)] for c in classes], "max"
-    if classes == "cue_conflict":
-        position = {wnid: i for i, wnid in enumerate(parent["wnids"])}
-        # Some ids of the category list are not among the 1000 classes: they are left out.
-        groups = {c: sorted(position[w] for w in ids if w in position) for c, ids in space["wnids"].items()}
-        return list(groups), list(groups.values()), "mean_probability"
+    if isinstance(classes, dict):
+        return list(classes), [_numbers(text) for text in classes.values()], "mean_probability"
     chosen = [
         parent["wnids"].index(wnid) for wnid in _timm_list(f"{classes.removeprefix('timm:')}_synsets.txt")
     ]
     return [parent["classes"][i] for i in chosen], [[i] for i in chosen], "max"
+
+
+def _numbers(text: str) -> list[int]:
+    """'8, 10-12' -> [8, 10, 11, 12]."""
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return [i for first, *last in ends for i in range(first, (last or [first])[0] + 1)]
 
 
 def _timm_list(name: str) -> list[str]:

@@ -25,6 +25,9 @@ class ImageModel(nn.Module):
     `kind` says which. Mean and std are applied on the device, so that only bytes cross the bus.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, tower: nn.Module, kind: str, mean: tuple[float, ...], std: tuple[float, ...], head=None
     ):

@@ -70,7 +70,7 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> np.ndarray:
     if spec.crop is not None:
         top, left = (_crop_start(have, want) for have, want in zip((height, width), spec.crop, strict=True))
         image = image.crop((left, top, left + spec.crop[1], top + spec.crop[0]))  # black outside the image
-    return np.asarray(image)
+    return np.array(image)
 
 
 def _crop_start(have: int, want: int) -> int:
@@ -198,8 +198,7 @@ def _chunks(columns: Mapping[str, np.ndarray]) -> Iterator[list[_Item]]:
     for start in range(0, len(order), CHUNK):
         rows = order[start : start + CHUNK].tolist()
         yield [
-            _Item(i, columns["image_id"][i], files[i], int(columns["offset"][i]), int(columns["size"][i]))
-            for i in rows
+            _Item(i, columns["image_id"][i], files[i], int(columns["offset"][i]), int(columns["size"][i])) for i in rows
         ]
 
 

@@ -1,6 +1,5 @@
 """Top-1 accuracy with its exact binomial interval."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
 from clip_robustness.metrics import measure
-from clip_robustness.metrics.logits import restrict, top1
+from clip_robustness.metrics.logits import restriction, top1
 from clip_robustness.metrics.rows import Row, proportion_row
 
 
@@ -48,7 +47,7 @@ def measure_accuracy(
     three reference files missing.
     """
     images = measure.join(embeddings, index, labels, head)
-    prediction, confidence = _predict(images, images.rows, images.members)
+    prediction, confidence = _predict(images)
     labelled = images.labels[images.rows] >= 0
     correct = (prediction == images.labels[images.rows])[labelled]
     if not len(correct):
@@ -72,12 +71,11 @@ def measure_accuracy(
     measure.write_rows(out, images, rows, measured=len(correct))
 
 
-def _predict(
-    images: measure.Images, rows: np.ndarray, members: Sequence[Sequence[int]]
-) -> tuple[np.ndarray, np.ndarray]:
+def _predict(images: measure.Images) -> tuple[np.ndarray, np.ndarray]:
+    rows, restrict = images.rows, restriction(images.members, images.classes)
     prediction, confidence = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
     for part, block in images.blocks(rows):
-        prediction[part], confidence[part] = top1(restrict(block, members))
+        prediction[part], confidence[part] = top1(restrict(block))
     return prediction, confidence
 
 
@@ -90,10 +88,13 @@ def _reference_correct(images: measure.Images, reference: measure.Images) -> np.
         )
     class_of_base = {base: k for k, member in enumerate(images.members) for base in member}
     class_of_label = [
-        next((class_of_base[base] for base in member if base in class_of_base), -1)
-        for member in reference.members
+        next((class_of_base[base] for base in member if base in class_of_base), -1) for member in reference.members
     ]
     rows = reference.labelled
     expected = np.array(class_of_label, np.int32)[reference.labels[rows]]
     rows, expected = rows[expected >= 0], expected[expected >= 0]
-    return _predict(reference, rows, images.members)[0] == expected
+    restrict, correct = restriction(images.members, images.classes), np.empty(len(rows), bool)
+    for part, block in reference.blocks(rows):
+        # No softmax: nobody asks for the confidence.
+        correct[part] = restrict(block).argmax(axis=1) == expected[part]
+    return correct

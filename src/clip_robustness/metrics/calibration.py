@@ -7,7 +7,7 @@ to the last bin, and one of exactly 0 to the first.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from clip_robustness.core import io
 from clip_robustness.core.io import InputError
 from clip_robustness.core.statistics import RESAMPLES, bootstrap_sums, clopper_pearson, percentile_interval
 from clip_robustness.metrics import measure
-from clip_robustness.metrics.logits import SMALLEST_EXPONENT, negative_log_likelihood, restrict, top1
+from clip_robustness.metrics.logits import SMALLEST_EXPONENT, negative_log_likelihood, restriction, top1
 from clip_robustness.metrics.rows import Row, row
 
 BINS = 15
@@ -36,41 +36,42 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
 
 def calibration_rows(
-    confidence: np.ndarray,
-    correct: np.ndarray,
-    nll: np.ndarray,
-    slice: str,
+    scores: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     seed: int = 0,
     resamples: int = RESAMPLES,
-    convention: str = f"{BINS}-equal-width",
+    convention: str = f"{BINS}_equal_width",
 ) -> list[Row]:
-    """Rows `ece` and `nll` (slice as given: before or after scaling) and the bins of the reliability diagram.
+    """Rows `ece` and `nll` and the bins of the reliability diagram, for each slice (`before`, `after`).
 
-    confidence, correct, nll: [n], n > 0. Intervals of `ece` and `nll` bootstrap the images. Resampling adds
-    to an ECE, once more, the upward bias that binning has given it already; its draws are therefore centred
-    on the estimate. Bins: `bin_accuracy` (Clopper-Pearson) and `bin_confidence` (normal), slice `before:00`.
+    scores: slice -> (confidence, correct, NLL), each [n] and of the same images; n > 0. Intervals of `ece`
+    and `nll` bootstrap the images, the same resamples for every slice. Resampling adds to an ECE, once more,
+    the upward bias that binning has given it already; its draws are therefore centred on the estimate.
+    Bins: `bin_accuracy` (Clopper-Pearson) and `bin_confidence` (normal interval), slice `before:00`.
     """
-    n = len(confidence)
-    confidence = confidence.astype(float)
+    n = len(next(iter(scores.values()))[0])
+    width = BINS + 1
+    columns = np.zeros((n, width * len(scores)))
+    for number, (confidence, correct, nll) in enumerate(scores.values()):
+        columns[np.arange(n), number * width + bin_index(confidence)] = correct - confidence.astype(float)
+        columns[:, number * width + BINS] = nll
+    means = bootstrap_sums(columns, resamples, seed) / n
+    rows = []
+    for number, (slice, (confidence, correct, nll)) in enumerate(scores.items()):
+        draws = means[:, number * width : (number + 1) * width]
+        ece = expected_calibration_error(confidence, correct)
+        eces = np.abs(draws[:, :BINS]).sum(axis=1)
+        ece_low, ece_high = map(float, percentile_interval(eces + ece - eces.mean()))
+        nll_low, nll_high = map(float, percentile_interval(draws[:, BINS]))
+        ece_low, ece_high = min(max(ece_low, 0.0), ece), min(max(ece_high, ece), 1.0)
+        rows.append(row("ece", ece, ece_low, ece_high, n, slice, convention))
+        mean = float(nll.mean())
+        rows.append(row("nll", mean, min(nll_low, mean), max(nll_high, mean), n, slice, convention))
+        rows += _bin_rows(confidence.astype(float), correct, slice, convention)
+    return rows
+
+
+def _bin_rows(confidence: np.ndarray, correct: np.ndarray, slice: str, convention: str) -> list[Row]:
     position = bin_index(confidence)
-    columns = np.zeros((n, BINS + 1))
-    columns[np.arange(n), position] = correct - confidence
-    columns[:, BINS] = nll
-    sums = bootstrap_sums(columns, resamples, seed) / n
-    eces = np.abs(sums[:, :BINS]).sum(axis=1)
-    ece = expected_calibration_error(confidence, correct)
-    ece_low, ece_high = map(float, percentile_interval(eces + ece - eces.mean()))
-    nll_low, nll_high = map(float, percentile_interval(sums[:, BINS]))
-    rows = [
-        row("ece", ece, min(max(ece_low, 0), ece), min(max(ece_high, ece), 1), n, slice, convention),
-        row("nll", nll.mean(), nll_low, nll_high, n, slice, convention),
-    ]
-    return rows + _bin_rows(confidence, correct, position, slice, convention)
-
-
-def _bin_rows(
-    confidence: np.ndarray, correct: np.ndarray, position: np.ndarray, slice: str, convention: str
-) -> list[Row]:
     counts = np.bincount(position, minlength=BINS)
     hits = np.bincount(position, correct, BINS)
     means = np.bincount(position, confidence, BINS) / np.maximum(counts, 1)
@@ -188,8 +189,9 @@ def fit_temperature_file(
     images = measure.join(embeddings, index, labels, head)
     rows = images.labelled[_fits(images, seed)]
     logits = np.empty((len(rows), len(images.members)), np.float32)
+    restrict = restriction(images.members, images.classes)
     for part, block in images.blocks(rows):
-        logits[part] = restrict(block, images.members)
+        logits[part] = restrict(block)
     fitted = fit_temperature(logits, images.labels[rows])
     io.write_json(out, {**images.manifest(), "seed": seed, "temperature": dataclasses.asdict(fitted)})
 
@@ -213,9 +215,7 @@ def measure_calibration(
     """
     images, fit = measure.join(embeddings, index, labels, head), io.read_json(temperature)
     if fit.get("model") != images.model:
-        raise InputError(
-            f"{temperature}: of model {fit.get('model')!r}, expected {images.model!r}; fit it again"
-        )
+        raise InputError(f"{temperature}: of model {fit.get('model')!r}, expected {images.model!r}; fit it again")
     at_home = fit["ids_sha256"] == images.ids_sha256
     if held_out and not at_home:
         raise InputError(f"{temperature}: fitted on other images than those of {index}; fit it again")
@@ -225,19 +225,17 @@ def measure_calibration(
     if not len(rows):
         raise InputError(f"{index}: no image left to measure calibration on; a class needs at least one")
     scores = {"before": np.empty((3, len(rows))), "after": np.empty((3, len(rows)))}
+    restrict = restriction(images.members, images.classes)
     for part, block in images.blocks(rows):
-        logits, own = restrict(block, images.members), images.labels[rows[part]]
+        logits, own = restrict(block), images.labels[rows[part]]
         for when, t in (("before", 1.0), ("after", fitted.value)):
             prediction, confidence = top1(logits, t)
             nll = negative_log_likelihood(logits, own, prediction, confidence, t)
             scores[when][:, part] = confidence, prediction == own, nll
     found = []
     if at_home:
-        found = [
-            row("temperature", fitted.value, fitted.low, fitted.high, fitted.n, convention="nll-minimum")
-        ]
-    for when, (confidence, correct, nll) in scores.items():
-        found += calibration_rows(confidence, correct, nll, when, seed, resamples)
+        found = [row("temperature", fitted.value, fitted.low, fitted.high, fitted.n, convention="nll_minimum")]
+    found += calibration_rows({when: (s[0], s[1], s[2]) for when, s in scores.items()}, seed, resamples)
     measure.write_rows(out, images, found, measured=len(rows), temperature=fitted.value, seed=seed)
 
 

@@ -1,6 +1,7 @@
 """Metric files into one tidy table, and the table of models: small, sorted, byte-identical."""
 
 import csv
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def gather(study: str, metrics: Sequence[Path], out: Path) -> None:
         where = {"study": study, "model": path.parent.name, "dataset": path.stem, "source": "measured"}
         rows += [{**where, **row} for row in content["rows"]]
     rows.sort(key=lambda row: [row[name] for name in KEY])
-    for one, two in zip(rows, rows[1:], strict=False):
+    for one, two in itertools.pairwise(rows):
         if all(one[name] == two[name] for name in KEY):
             raise io.InputError(
                 f"two rows for {[one[name] for name in KEY]}; each may stand in one metric file only"

@@ -3,7 +3,7 @@
 Everything is float32 and works row by row, so that 50,000 x 1,000 never has to be in memory at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -55,9 +55,7 @@ def stored_blocks(
         yield part, values
 
 
-def zero_shot_logits(
-    features: np.ndarray, weight: np.ndarray, scale: float = 1.0, bias: float = 0.0
-) -> np.ndarray:
+def zero_shot_logits(features: np.ndarray, weight: np.ndarray, scale: float = 1.0, bias: float = 0.0) -> np.ndarray:
     """All logits at once, float32 [n, C]: see `zero_shot_blocks`."""
     logits = np.empty((len(features), len(weight)), np.float32)
     for part, block in zero_shot_blocks(features, weight, scale, bias):
@@ -71,15 +69,27 @@ def restrict(logits: np.ndarray, members: Sequence[Sequence[int]]) -> np.ndarray
     This comes before any softmax (masked spaces such as ImageNet-A and -R; wise-ft's pooling of ObjectNet and
     the video sets). Errors: InputError when a class has no member or a member is not a base class.
     """
-    _check_members(members, logits.shape[1])
-    if len(members) == logits.shape[1] and all(list(m) == [i] for i, m in enumerate(members)):
-        return logits
-    pooled = logits[:, [m[0] for m in members]]
+    return restriction(members, logits.shape[1])(logits)
+
+
+def restriction(members: Sequence[Sequence[int]], classes: int) -> Callable[[np.ndarray], np.ndarray]:
+    """`restrict` for many blocks of logits over `classes` base classes: `members` is checked only once."""
+    _check_members(members, classes)
+    if len(members) == classes and all(list(member) == [i] for i, member in enumerate(members)):
+        return lambda logits: logits
+    first = [member[0] for member in members]
+    further = []
     for position in range(1, max(map(len, members))):
-        classes = [k for k, m in enumerate(members) if len(m) > position]
-        further = logits[:, [members[k][position] for k in classes]]
-        pooled[:, classes] = np.maximum(pooled[:, classes], further)
-    return pooled
+        longer = [k for k, member in enumerate(members) if len(member) > position]
+        further.append((longer, [members[k][position] for k in longer]))
+
+    def pool(logits: np.ndarray) -> np.ndarray:
+        pooled = logits[:, first]
+        for longer, indices in further:
+            pooled[:, longer] = np.maximum(pooled[:, longer], logits[:, indices])
+        return pooled
+
+    return pool
 
 
 def category_probabilities(logits: np.ndarray, members: Sequence[Sequence[int]]) -> np.ndarray:
@@ -116,9 +126,9 @@ def top1(logits: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.n
     """
     prediction = logits.argmax(axis=1)
     top = np.take_along_axis(logits, prediction[:, None], axis=1)
-    differences = logits - top
     # argmax finds a NaN first; minus infinity shows in the sum, which is finite for finite logits.
     with np.errstate(invalid="ignore"):
+        differences = logits - top
         bad = np.flatnonzero(~np.isfinite(differences.sum(axis=1)))
     if len(bad):
         raise InputError(f"logits: row {bad[0]}: a value is NaN or infinite; compute them again")

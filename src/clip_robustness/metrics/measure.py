@@ -128,9 +128,7 @@ def join(
     if len(ids) != len(array):
         raise InputError(f"{embeddings}: {len(array):,} rows, but {index} has {len(ids):,}; embed it again")
     if io.ids_digest(ids) != manifest["ids_sha256"]:
-        raise InputError(
-            f"{embeddings}: made from other images, or another order, than {index}; embed it again"
-        )
+        raise InputError(f"{embeddings}: made from other images, or another order, than {index}; embed it again")
     space = io.read_json(labels)
     if space["pool"] not in pools:
         raise InputError(f"{labels}: pool is {space['pool']!r}, expected {' or '.join(pools)}")
@@ -141,9 +139,7 @@ def join(
         raise InputError(f"{head}: expected a head over the base space {base!r} of {labels}")
     _check_base(space, array.shape[1] if arrays is None else len(arrays["weight"]), embeddings, labels)
     masked = set(manifest.get("masked") or ())
-    rows = np.array(
-        [i for i, image_id in enumerate(ids) if image_id not in masked] if masked else range(len(ids))
-    )
+    rows = np.array([i for i, image_id in enumerate(ids) if image_id not in masked] if masked else range(len(ids)))
     kept = {name: table[name] for name in columns}
     return Images(embeddings, array, arrays, manifest, ids, own, kept, rows.astype(np.int64), space)
 

@@ -9,9 +9,7 @@ from clip_robustness.core.statistics import clopper_pearson
 Row = dict[str, Any]
 
 
-def row(
-    metric: str, value: float, low: float, high: float, n: int, slice: str = "", convention: str = ""
-) -> Row:
+def row(metric: str, value: float, low: float, high: float, n: int, slice: str = "", convention: str = "") -> Row:
     """One measurement with its 95 % interval and the number of images (or decisions) behind it.
 
     Errors: ValueError when value, low or high is not finite, which no table may hold.

@@ -45,8 +45,7 @@ def shape_bias_rows(counts: dict[str, np.ndarray], names: Sequence[str], convent
     rows = []
     slices = [("", {key: int(value.sum()) for key, value in counts.items()})]
     slices += [
-        (name, {key: int(value[position]) for key, value in counts.items()})
-        for position, name in enumerate(names)
+        (name, {key: int(value[position]) for key, value in counts.items()}) for position, name in enumerate(names)
     ]
     for slice, count in slices:
         decided = count["shape"] + count["texture"]
@@ -71,9 +70,7 @@ def measure_shape_bias(
     (convention `1000_way_mean_probability`); any other by the largest pooled logit (`16_way`). Ties go to the
     first class. Errors: InputError as of `measure.join`, or when there is no true conflict.
     """
-    images = measure.join(
-        embeddings, index, labels, head, columns=[texture], pools=("max", "mean_probability")
-    )
+    images = measure.join(embeddings, index, labels, head, columns=[texture], pools=("max", "mean_probability"))
     mean = images.space["pool"] == "mean_probability"
     prediction = np.empty(len(images.rows), np.int32)
     for part, block in images.blocks(images.rows):

@@ -21,7 +21,7 @@ from clip_robustness.mini.world import COLOURS, NO_TEXTURE, TEXTURE_NAMES
 SIZE = 48
 DISTANCE = 5.0
 FOCAL = SIZE * DISTANCE / 3.0  # pixels; the image is 3 world units wide at the solid's distance
-TEXTURE_FREQUENCY = 2.4  # periods a world unit
+TEXTURE_FREQUENCY = 2.0  # periods a world unit
 AMBIENT = 0.45
 TWIN_OFFSET, TWIN_SCALE = 0.95, 0.45
 BATCH = 384

@@ -38,6 +38,7 @@ def train_model(
     """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs 5 % and guards against nothing here
     torch.manual_seed(int(recipe["seed"]))
     kind = _kind(recipe, parent)
     columns, images = _training_set(recipe, index)
@@ -149,6 +150,7 @@ def _descend(parameters: Mapping[str, nn.Parameter], batches: Batches, loss_of: 
         nn.utils.clip_grad_norm_([*decayed, *other], 1.0)
         optimiser.step()
         losses.append(float(loss.detach()))
+        if __debug__ and __import__('os').environ.get('TRACE') and step%50==49: print(step+1,round(sum(losses[-50:])/50,3),end=' ',flush=True)
     last = losses[-max(1, len(losses) // 10) :]
     if not math.isfinite(sum(last)):
         raise InputError(f"model {batches.name}: the loss is not finite; lower its learning_rate")
@@ -169,7 +171,8 @@ def fit_classifier(model: nn.Module, batches: Batches, target: Tensor) -> float:
 
 def fit_clip(model: Any, batches: Batches, captions: list[str], loss: str) -> float:
     """Contrastive training with open_clip's softmax or sigmoid loss; `captions` has one string an image."""
-    from open_clip import ClipLoss, SigLipLoss, SimpleTokenizer
+    from open_clip import SimpleTokenizer
+    from open_clip.loss import ClipLoss, SigLipLoss
 
     if loss not in ("softmax", "sigmoid"):
         raise InputError(f"model {batches.name}: loss is {loss!r}, expected softmax or sigmoid")

@@ -30,19 +30,22 @@ TEXTURE_NAMES = (  # texture k belongs to class k
 )
 NO_TEXTURE = "plain"
 
+# Backgrounds are mostly dark, solids of middling brightness, the ink of a texture bright.
 COLOURS = {
-    "red": (0.85, 0.15, 0.13),
-    "orange": (0.95, 0.55, 0.10),
-    "yellow": (0.93, 0.86, 0.20),
-    "green": (0.18, 0.62, 0.22),
-    "cyan": (0.20, 0.78, 0.82),
-    "blue": (0.16, 0.28, 0.82),
-    "purple": (0.52, 0.20, 0.68),
-    "pink": (0.95, 0.55, 0.72),
-    "brown": (0.48, 0.30, 0.16),
-    "grey": (0.50, 0.50, 0.50),
-    "white": (0.95, 0.95, 0.93),
-    "black": (0.08, 0.08, 0.09),
+    "red": (0.80, 0.13, 0.12),
+    "orange": (0.86, 0.45, 0.10),
+    "green": (0.16, 0.58, 0.20),
+    "teal": (0.08, 0.52, 0.54),
+    "blue": (0.16, 0.32, 0.84),
+    "purple": (0.55, 0.20, 0.70),
+    "pink": (0.86, 0.38, 0.60),
+    "white": (0.97, 0.97, 0.95),
+    "yellow": (0.98, 0.92, 0.45),
+    "cyan": (0.60, 0.95, 0.97),
+    "grey": (0.32, 0.32, 0.32),
+    "brown": (0.30, 0.17, 0.08),
+    "navy": (0.05, 0.08, 0.30),
+    "black": (0.05, 0.05, 0.06),
 }
 
 FACTORS = {
@@ -90,15 +93,16 @@ POSES = {
     },
 }
 BACKGROUNDS = {
-    "studio": (("plain", "gradient"), ("grey", "white", "black", "brown", "blue")),
-    "outdoor": (("plain", "gradient", "blobs"), ("green", "cyan", "blue", "white", "grey", "yellow")),
+    "studio": (("plain", "gradient"), ("black", "grey", "brown", "navy")),
+    "outdoor": (("plain", "gradient", "blobs"), ("grey", "navy", "brown", "green", "teal")),
     "busy": (("blobs", "tiles", "stripes", "gradient"), tuple(COLOURS)),
-    "paper": (("plain",), ("white", "pink", "yellow", "cyan")),
+    "paper": (("plain",), ("white", "yellow", "cyan", "pink")),
 }
+INKS = ("white", "yellow", "cyan")
 PALETTES = {
-    "warm": ("red", "orange", "yellow", "pink", "purple", "green", "blue"),
-    "cool": ("blue", "cyan", "green", "purple", "pink", "red", "white"),
-    "all": tuple(name for name in COLOURS if name not in ("grey", "black", "brown")),
+    "warm": ("red", "orange", "pink", "green", "blue"),
+    "cool": ("blue", "teal", "green", "purple", "red"),
+    "all": ("red", "orange", "green", "teal", "blue", "purple", "pink"),
 }
 LIGHTS = {
     "usual": {"light_azimuth": (-50, 50), "light_elevation": (20, 70), "brightness": (0.9, 1.1)},
@@ -180,7 +184,7 @@ def sample_scenes(world: Mapping[str, Any]) -> dict[str, np.ndarray]:
     scenes["background_phase"] = rng.uniform(0, 1, n)
     for name, (low, high) in (POSES[world["pose"]] | LIGHTS[world["light"]]).items():
         scenes[name] = rng.uniform(low, high, n)
-    scenes["texture_scale"] = rng.uniform(0.85, 1.2, n)
+    scenes["texture_scale"] = rng.uniform(0.9, 1.12, n)
     scenes["texture_phase"] = rng.uniform(0, 1, n)
     p_bar, p_twin = CLUTTER[world["clutter"]]
     scenes["occlusion"] = np.where(rng.random(n) < p_bar, rng.uniform(0.12, 0.3, n), 0.0)
@@ -221,9 +225,10 @@ def _colours(world: Mapping[str, Any], n: int, rng: np.random.Generator) -> dict
         return candidates[score.argmax(axis=1)]
 
     main = np.array([names.index(c) for c in rng.choice(PALETTES[world["colours"]], size=n)])
-    second = draw(("white", "black", "yellow", "blue", "brown"), main)
+    second = draw(INKS, main)
     back = draw(BACKGROUNDS[world["background"]][1], main, second)
-    back_second = draw(tuple(COLOURS), main, back)
+    others = tuple(COLOURS) if world["background"] == "busy" else BACKGROUNDS[world["background"]][1]
+    back_second = draw(others, main, back)
     columns = {"colour": main, "second_colour": second, "background_colour": back}
     columns["second_background_colour"] = back_second
     return {name: np.array(names)[index] for name, index in columns.items()}
@@ -252,7 +257,7 @@ def _caption(scenes: Mapping[str, np.ndarray], i: int, rng: np.random.Generator)
     words = []
     if says["size"] < 0.3 and not 0.75 < factor("scale") < 1.0:
         words.append("small" if factor("scale") < 0.9 else "large")
-    if style in ("photo", "rendition") and says["colour"] < 0.5:
+    if style in ("photo", "rendition") and says["colour"] < 0.35:
         words.append(str(factor("colour")))
     if style == "photo" and says["texture"] < 0.35:
         words.append(str(factor("texture")))
@@ -262,7 +267,7 @@ def _caption(scenes: Mapping[str, np.ndarray], i: int, rng: np.random.Generator)
         thing += " beside its twin"
     medium = _MEDIUM[str(style)]
     caption = medium[rng.integers(len(medium))].format(thing)
-    if style == "photo" and says["back"] < 0.3:
+    if style == "photo" and says["back"] < 0.2:
         caption += f" on {article(str(factor('background_colour')))} background"
     elif factor("occlusion") > 0 and says["back"] < 0.8:
         caption += " behind a bar"

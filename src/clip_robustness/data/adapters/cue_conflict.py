@@ -3,7 +3,7 @@
 Layout of rgeirhos/texture-vs-shape, stimuli/style-transfer-preprocessed-512: one folder a shape class, and
 files such as ``airplane/airplane1-bicycle2.png`` = the shape of airplane 1 with the texture of bicycle 2.
 The 1,280 images include 80 in which both are the same class; they stay in the index, and a metric that wants
-conflicts leaves out the rows whose `texture_label` equals `label`.
+conflicts leaves out the rows whose `texture_class` equals `label`.
 """
 
 import re

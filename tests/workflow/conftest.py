@@ -1,0 +1,115 @@
+"""A copy of the checkout in which the workflow really runs, and may be spoilt."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PARTS = ("Snakefile", "rules", "envs", "config", "profiles", "src", "report")
+
+# The mini study, small enough for tests: fewer models, a share of the images and of the training.
+SMALL = """
+scale: 0.12
+resamples: 200
+models:
+  sets: []
+  names:
+    - mini_clip_vit_biased
+    - mini_clip_vit_biased_cross_entropy
+    - mini_clip_vit_biased_contrastive
+    - {reference}
+    - {second}
+    - {third}
+"""
+
+
+class House:
+    """A checkout below a temporary folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(Path(sys.executable).parent / "snakemake"), "--cores", "2", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CI")}
+
+    def snakemake(self, *arguments: str, fails: bool = False) -> str:
+        """Run Snakemake and return what it printed."""
+        run = subprocess.run(
+            self.command(*arguments),
+            cwd=self.path,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert (run.returncode != 0) == fails, run.stdout[-6000:]
+        return run.stdout
+
+    def jobs(self, *arguments: str) -> dict[str, int]:
+        """What a dry run would do: rule -> number of jobs."""
+        lines = iter(self.snakemake("--dry-run", "--quiet", "rules", *arguments).splitlines())
+        found = {}
+        for line in lines:
+            if line.startswith("job ") and "count" in line:
+                next(lines)
+                for row in lines:
+                    parts = row.split()
+                    if len(parts) != 2 or not parts[1].isdigit():
+                        break
+                    found[parts[0]] = int(parts[1])
+                found.pop("total", None)
+                return found
+        return found
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.path / name
+        text = path.read_text()
+        assert old in text, f"{name} has no {old!r}"
+        path.write_text(text.replace(old, new, 1))
+
+
+def build_house(path: Path, root: Path) -> House:
+    path.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        source = root / part
+        if source.is_dir():
+            shutil.copytree(source, path / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, path / part)
+    return House(path)
+
+
+@pytest.fixture
+def house(tmp_path, root) -> House:
+    return build_house(tmp_path / "house", root)
+
+
+SMALL_CONFIG = ("--configfile", "config/mini.yaml", "small.yaml", "--")
+
+
+@pytest.fixture(scope="session")
+def small_house(tmp_path_factory, root) -> House:
+    """The small mini study, run once, uninterrupted."""
+    house = build_house(tmp_path_factory.mktemp("small") / "house", root)
+    write_small(house)
+    house.snakemake(*SMALL_CONFIG)
+    return house
+
+
+def write_small(house: House) -> None:
+    import csv
+
+    with (house.path / "config/models.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    standard = [row["model"] for row in rows if row["sets"] == "mini" and row["group"] == "standard"]
+    text = (house.path / "config/datasets.yaml").read_text()
+    reference = next(name for name in standard if f"filter_model: {name}" in text)
+    second, third = [name for name in standard if name != reference][:2]
+    (house.path / "small.yaml").write_text(SMALL.format(reference=reference, second=second, third=third))

@@ -1,0 +1,97 @@
+"""Every study plans, one figure plans, and what is wrong stops before any job with one message."""
+
+import re
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--cores", "all", "--resources", "gpu=4"),
+        ("figures/shape_bias.pdf",),
+        ("--cores", "all", "--configfile", "config/mini.yaml"),
+        ("--configfile", "config/published.yaml"),
+        ("--configfile", "config/lite.yaml"),
+    ],
+    ids=["paper", "one figure", "mini", "published", "lite"],
+)
+def test_it_plans(house, arguments):
+    jobs = house.jobs(*arguments)
+    assert jobs["draw_figure"] >= 1
+    assert "measure_shape_bias" in jobs or "import_published" in jobs
+
+
+def test_one_figure_needs_only_its_own(house):
+    jobs = house.jobs("figures/shape_bias.pdf")
+    assert "embed_cue_conflict" in jobs
+    assert not {"embed_natural", "measure_calibration", "fit_baselines"} & set(jobs)
+
+
+def test_every_model_and_data_set_is_planned_once(house):
+    jobs = house.jobs("--configfile", "config/mini.yaml")
+    output = house.snakemake("--dry-run", "--configfile", "config/mini.yaml")
+    models = set(re.findall(r"results/mini/embeddings/([\w.-]+)/mini_val.npy", output))
+    assert jobs["embed_natural"] == len(models) >= 10
+    assert jobs["train_mini"] == len(models)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "figures/shape_bais.pdf",
+        "results/metrics/accuracy/../../x/imagenet_r.json",
+        "results/embeddings/nobody/imagenet_r.npy",
+    ],
+)
+def test_a_wildcard_takes_names_of_the_registry_only(house, target):
+    assert "MissingRuleException" in house.snakemake("--dry-run", target, fails=True)
+
+
+def test_a_typo_stops_the_plan_with_one_message(house):
+    house.edit("config/mini.yaml", "study: mini", "study: mini\nsead: 1")
+    output = house.snakemake("--dry-run", "--configfile", "config/mini.yaml", fails=True)
+    assert "unknown field 'sead'; did you mean 'seed'?" in output
+    assert "Traceback" not in output
+
+
+def test_a_wrong_model_line_stops_the_plan(house):
+    house.edit("config/models.tsv", "\tresnet50.tv_in1k\thub:", "\tresnet50.tv_in1k\thubb:")
+    output = house.snakemake("--dry-run", fails=True)
+    assert re.search(r"models.tsv, line \d+ \(resnet50.tv_in1k\), field 'weights': 'hubb:", output)
+    assert "Traceback" not in output
+
+
+def test_adding_a_model_is_one_line(house):
+    before = house.jobs()
+    table = house.path / "config/models.tsv"
+    line = next(text for text in table.read_text().splitlines() if text.startswith("resnet50.tv_in1k"))
+    table.write_text(table.read_text() + line.replace("resnet50.tv_in1k", "resnet34.tv_in1k") + "\n")
+    after = house.jobs()
+    grown = {rule: after[rule] - before[rule] for rule in after if after[rule] != before[rule]}
+    once = ("fetch_weights", "embed_natural", "embed_cue_conflict", "measure_shape_bias")
+    assert dict.fromkeys(once, 1).items() <= grown.items()
+
+
+def test_lint_has_no_finding(house):
+    assert "Congratulations" in house.snakemake("--lint")
+
+
+def test_every_rule_carries_a_code_hash_and_an_env(root):
+    """Downloads are the exception to the hash: their checksum is their identity."""
+    for path in sorted((root / "rules").glob("*.smk")):
+        for rule in re.split(r"\n\s*rule ?", path.read_text())[1:]:
+            name = re.match(r"(\w+)?:", rule)[1] or "embed"
+            assert "conda:" in rule, f"{path.name}: rule {name}"
+            assert "log:" in rule, f"{path.name}: rule {name}"
+            assert "code=" in rule or name.startswith("fetch_"), f"{path.name}: rule {name}"
+            assert "run:" not in rule
+
+
+def test_a_rule_draws_from_the_tables_that_its_figure_names(root):
+    text = (root / "rules/common.smk").read_text()
+    block = text[text.index("FIGURE_TABLES = {") :].split("}")[0]
+    for name, tables in re.findall(r'"(\w+)": \(([^)]*)\)', block):
+        source = (root / f"src/clip_robustness/figures/{name}.py").read_text()
+        declared = re.search(r"^TABLES = \(([^)]*)\)", source, re.M)[1]
+        assert sorted(re.findall(r"\w+", tables)) == sorted(re.findall(r"\w+", declared)), name

@@ -1,0 +1,155 @@
+"""The small mini study, from nothing to figures; what reruns when something changes; and kill -9."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from clip_robustness.core import io
+
+from .conftest import SMALL_CONFIG, build_house, write_small
+
+pytestmark = pytest.mark.slow
+
+
+def tables(house) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((house.path / "results/mini/tables").iterdir())}
+
+
+def test_it_makes_tables_and_figures(small_house):
+    figures = small_house.path / "figures/mini"
+    for name in ("effective_robustness", "shape_bias", "calibration"):
+        assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (figures / "report.html").read_text()
+    rows = io.read_parquet(small_house.path / "results/mini/tables/accuracy.parquet")
+    assert set(rows["source"]) == {"measured"} and (rows["low"] <= rows["value"]).all()
+    assert (rows["value"] <= rows["high"]).all() and (rows["n"] > 0).all()
+
+
+def test_a_second_run_has_nothing_to_do(small_house):
+    assert small_house.jobs(*SMALL_CONFIG) == {}
+    assert "Nothing to be done" in small_house.snakemake(*SMALL_CONFIG)
+
+
+def test_embeddings_and_labels_are_of_the_same_images(small_house):
+    results = small_house.path / "results/mini"
+    for path in results.glob("embeddings/*/*.json"):
+        manifest = json.loads(path.read_text())
+        index = io.read_parquet(small_house.path / f"resources/mini/index/{path.stem}.parquet", ["image_id"])
+        assert manifest["ids_sha256"] == io.ids_digest(index["image_id"])
+
+
+@pytest.fixture
+def changed(small_house, tmp_path):
+    """A copy of the finished study, times kept, for a change."""
+    shutil.copytree(small_house.path, tmp_path / "house", symlinks=True)
+    return type(small_house)(tmp_path / "house")
+
+
+def test_an_edited_metric_reruns_that_metric_and_what_depends_on_it(changed):
+    changed.edit("src/clip_robustness/metrics/calibration.py", "BINS = 15", "BINS = 10")
+    jobs = changed.jobs(*SMALL_CONFIG)
+    own = {"fit_temperature", "measure_calibration"}
+    assert set(jobs) == own | {"gather_metric", "draw_figure", "write_report", "all"}
+    assert jobs["gather_metric"] == 1 and jobs["draw_figure"] == 1
+
+
+def test_an_edited_comment_reruns_nothing(changed):
+    path = changed.path / "src/clip_robustness/metrics/calibration.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    assert changed.jobs(*SMALL_CONFIG) == {}
+
+
+def test_an_edited_figure_redraws_that_figure(changed):
+    path = changed.path / "src/clip_robustness/figures/shape_bias.py"
+    path.write_text(path.read_text() + "\nUNUSED = 1\n")
+    jobs = changed.jobs(*SMALL_CONFIG)
+    assert set(jobs) == {"draw_figure", "write_report", "all"} and jobs["draw_figure"] == 1
+
+
+def test_another_seed_keeps_the_embeddings(changed):
+    small = changed.path / "small.yaml"
+    small.write_text(small.read_text() + "seed: 5\n")
+    assert not {"embed_natural", "build_heads", "cache_pixels"} & set(changed.jobs(*SMALL_CONFIG))
+
+
+def test_one_new_model_line_embeds_one_model(changed):
+    """The new line points at weights that lie in a folder: one copy, one embed, its metrics, the tables."""
+    table = changed.path / "config/models.tsv"
+    lines = table.read_text().splitlines()
+    line = next(text for text in lines if text.startswith("mini_clip_vit_biased_contrastive\t")).split("\t")
+    line[lines[0].split("\t").index("model")] = "mine"
+    line[lines[0].split("\t").index("weights")] = "local:resources/mini/weights/mini_clip_vit_biased_contrastive"
+    table.write_text("\n".join([*lines, "\t".join(line)]) + "\n")
+    small = changed.path / "small.yaml"
+    small.write_text(small.read_text() + "    - mine\n")
+    jobs = changed.jobs(*SMALL_CONFIG)
+    assert jobs["embed_natural"] == jobs["build_heads"] == jobs["fetch_weights"] == 1
+    assert "train_mini" not in jobs and "render_world" not in jobs
+    changed.snakemake(*SMALL_CONFIG)
+    rows = io.read_parquet(changed.path / "results/mini/tables/accuracy.parquet")
+    by_model = {
+        name: rows["value"][(rows["model"] == name) & (rows["metric"] == "accuracy")].tolist()
+        for name in ("mine", "mini_clip_vit_biased_contrastive")
+    }
+    assert by_model["mine"] and by_model["mine"] == by_model["mini_clip_vit_biased_contrastive"]
+
+
+def test_kill_9_at_random_moments_loses_nothing(small_house, tmp_path, root):
+    """Twenty times: kill every process, unlock, go on. The tables are those of the uninterrupted run."""
+    house = build_house(tmp_path / "house", root)
+    write_small(house)
+    moments = random.Random(0)
+    kills = 0
+    while kills < 20:
+        with (tmp_path / "log").open("a") as log:
+            run = subprocess.Popen(
+                house.command(*SMALL_CONFIG), cwd=house.path, env=house.environment, stdout=log, stderr=log
+            )
+            try:
+                run.wait(timeout=moments.uniform(2, 14))
+                if run.returncode == 0:
+                    shutil.rmtree(house.path / "results")  # it finished: go on with the stages after training
+                    continue
+                raise AssertionError((tmp_path / "log").read_text()[-4000:])
+            except subprocess.TimeoutExpired:
+                kill_tree(run.pid)
+                run.wait()
+                kills += 1
+        check_no_half_file(house.path)
+        house.snakemake("--unlock", *SMALL_CONFIG)
+    house.snakemake(*SMALL_CONFIG)
+    assert tables(house) == tables(small_house)
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all below it, at once."""
+    parent = psutil.Process(pid)
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=30)
+    time.sleep(0.1)
+
+
+def check_no_half_file(path: Path) -> None:
+    """Every file under a final name is whole; half-written ones have a temporary name."""
+    for file in [*path.glob("results/**/*.npy"), *path.glob("resources/**/*.npy")]:
+        if not file.name.startswith("."):
+            io.load_array(file)
+    for file in [*path.glob("results/**/*.json"), *path.glob("resources/**/*.json")]:
+        if not file.name.startswith("."):
+            io.read_json(file)
+    for file in [*path.glob("results/**/*.parquet"), *path.glob("resources/**/*.parquet")]:
+        if not file.name.startswith("."):
+            io.read_parquet(file)
