@@ -28,6 +28,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
     natural-shift figures of RoZ (arXiv 2403.10499); the Tu papers build on the same axes.
     """
     accuracy, baselines, robustness, models = (frames.table(tables, name) for name in TABLES)
+    # The mean over the shifts is computed with the fits and stands beside them.
+    accuracy = pd.concat([accuracy, robustness[robustness["metric"] != "effective_robustness"]], ignore_index=True)
     named = baselines["dataset"].tolist() or accuracy.query("metric == 'reference_accuracy'")["dataset"].tolist()
     shifts = frames.dataset_order(set(named) - set(_NOT_NATURAL))
     fits = {shift: frames.chosen_fit(baselines, accuracy, shift) for shift in shifts}

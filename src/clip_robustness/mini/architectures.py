@@ -14,7 +14,7 @@ SIZE = 48
 MEAN = STD = (0.5, 0.5, 0.5)
 CONTEXT = 20  # tokens: the longest caption has 18
 _TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-_VIT = {"image_size": SIZE, "patch_size": 8, "width": 96, "head_width": 32, "layers": 4}
+_VIT = {"image_size": SIZE, "patch_size": 12, "width": 96, "head_width": 32, "layers": 4}
 _RESNET = {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64}
 _SIGMOID = {"init_logit_scale": 2.302585, "init_logit_bias": -10.0}  # as SigLIP begins: scale 10, bias -10
 
@@ -27,10 +27,10 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {  # timm's name, and what 
     "mini_resnet": ("resnet18", {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128], "stem_width": 16}),
     "mini_vit": (
         "vit_tiny_patch16_224",
-        {"img_size": SIZE, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+        {"img_size": SIZE, "patch_size": 12, "embed_dim": 96, "depth": 4, "num_heads": 3},
     ),
     "mini_convnext": ("convnext_atto", {"depths": [1, 1, 2, 1], "dims": [24, 48, 96, 128], "patch_size": 2}),
-    "mini_mixer": ("mixer_s32_224", {"img_size": SIZE, "patch_size": 8, "embed_dim": 96, "num_blocks": 4}),
+    "mini_mixer": ("mixer_s32_224", {"img_size": SIZE, "patch_size": 12, "embed_dim": 96, "num_blocks": 4}),
 }
 
 

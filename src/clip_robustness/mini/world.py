@@ -259,7 +259,7 @@ def _caption(scenes: Mapping[str, np.ndarray], i: int, rng: np.random.Generator)
         words.append("small" if factor("scale") < 0.9 else "large")
     if style in ("photo", "rendition") and says["colour"] < 0.35:
         words.append(str(factor("colour")))
-    if style == "photo" and says["texture"] < 0.35:
+    if style == "photo" and says["texture"] < 0.15:
         words.append(str(factor("texture")))
     words.append(str(factor("shape")))
     thing = article(" ".join(words))
