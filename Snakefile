@@ -44,3 +44,9 @@ rule all:
 rule tables:
     input:
         study_tables(),
+
+
+# All data sets of the study, downloaded and indexed: also those that no figure shows yet.
+rule data:
+    input:
+        all_data(),

@@ -1,5 +1,6 @@
 """Helpers of the rule files. The registry is read here, before any job is planned."""
 
+import functools
 import json
 import os
 import re
@@ -16,7 +17,8 @@ HERE = Path(
 )  # in inputs and params, so that a checkout may move without a rerun
 sys.path.insert(0, str(ROOT / "src"))
 
-from clip_robustness.core.io import InputError
+from clip_robustness.core.gating import page
+from clip_robustness.core.io import InputError, sha256_file
 from clip_robustness.core.provenance import code_hash
 from clip_robustness.core.registry import load_study
 
@@ -26,6 +28,8 @@ except InputError as error:
     raise WorkflowError(f"the study cannot be planned:\n{error}") from None
 
 config = study.config  # with the schema's defaults filled in
+if study.remarks and workflow.is_main_process:
+    print("\n".join(["skip_unavailable:", *study.remarks]), file=sys.stderr)
 
 # Jobs import the package from this checkout, and without conda they use the Python that runs Snakemake.
 shell.prefix(
@@ -73,20 +77,45 @@ def of_weights(scheme):
     )
 
 
-def dataset_json(wildcards):
-    """A data set's entry as a verb takes it."""
+def download_json(wildcards, output):
+    """What `fetch` needs. Snakemake does not track a parameter that takes `output`: a new mirror fetches nothing anew."""
     dataset = study.datasets[wildcards.dataset]
     known = {
         "name": dataset.name,
-        "family": dataset.family,
-        "images": dataset.images,
+        "title": dataset.title,
         "licence": dataset.licence,
+        "access": dataset.access,
     }
-    return json.dumps({**known, **dataset.details}, sort_keys=True)
+    wanted = ("archives", "hub", "note")
+    return json.dumps(
+        {**known, **{k: v for k, v in dataset.details.items() if k in wanted}},
+        sort_keys=True,
+    )
+
+
+def dataset_json(wildcards):
+    """What decides a data set's index."""
+    dataset = study.datasets[wildcards.dataset]
+    known = {"name": dataset.name, "family": dataset.family, "images": dataset.images}
+    wanted = ("path", "options")
+    return json.dumps(
+        {**known, **{k: v for k, v in dataset.details.items() if k in wanted}},
+        sort_keys=True,
+    )
+
+
+def adapter_code(wildcards):
+    return code_hash(
+        "data.index", f"data.adapters.{study.datasets[wildcards.dataset].family}"
+    )
 
 
 def space_json(wildcards):
-    return json.dumps(study.label_spaces[wildcards.space], sort_keys=True)
+    """A label space's entry; a map's facts lie in a file of their own, so its hash stands for them."""
+    space = study.label_spaces[wildcards.space]
+    mapped = str(space["classes"]).startswith("map:")
+    facts = {"maps": sha256_file(ROOT / "config/label_maps.json")} if mapped else {}
+    return json.dumps({**space, **facts}, sort_keys=True)
 
 
 def base_space_of_space(wildcards):
@@ -98,15 +127,62 @@ def labels_of_dataset(wildcards):
     return f"<resources>/labels/{study.datasets[wildcards.dataset].labels}.json"
 
 
-def source_of_dataset(wildcards):
-    """Where a data set's images lie: a folder or archive that the user has, or the one that is downloaded."""
-    local = config["local"].get(wildcards.dataset)
-    details = study.datasets[wildcards.dataset].details
-    return local or f"<resources>/archives/{wildcards.dataset}/{details['archive']}"
+ARCHIVES = {
+    name: [a["file"] for a in dataset.archives]
+    for name, dataset in study.datasets.items()
+}
 
 
-def archive_of_dataset(wildcards):
-    return study.datasets[wildcards.dataset].details["archive"]
+ANNOTATIONS = [n for n, d in study.datasets.items() if d.role == "annotation"]
+INDEXED = [
+    n for n, d in study.datasets.items() if not d.is_rendered and n not in ANNOTATIONS
+]
+
+
+def cache_option():
+    return f"--cache {shlex.quote(config['cache'])}" if config["cache"] else ""
+
+
+@functools.cache
+def missing_page():
+    """Asked for when a job of this run needs data that is not available: `stop_if_missing` must then stop it."""
+    if workflow.dryrun or workflow.executor_plugin is None:  # as for --dag or --summary
+        print(page(study), file=sys.stderr)
+    return page(study)
+
+
+def stop_if_missing():
+    """Before the first job of a real run."""
+    if missing_page.cache_info().currsize:
+        raise WorkflowError(missing_page())
+
+
+def sources_of_dataset(wildcards):
+    """Where a data set's files lie: what the user has of it, or what is downloaded."""
+    name = wildcards.dataset
+    dataset, local = study.datasets[name], study.local(name)
+    for path in local:
+        if not Path(path).exists():
+            raise WorkflowError(f"local.{name}: {path}: no such file or folder")
+    if local:
+        return local
+    if name in study.unavailable:
+        missing_page()
+    if dataset.hub:
+        return [f"<resources>/hub/{name}"]
+    return [f"<resources>/archives/{name}/{file}" for file in ARCHIVES[name]]
+
+
+def annotated_index(wildcards):
+    """The index of the images that an annotation is about."""
+    return f"<resources>/index/{study.datasets[wildcards.dataset].annotates}.parquet"
+
+
+def all_data():
+    return [
+        f"<resources>/{'annotations' if d.role == 'annotation' else 'index'}/{n}.parquet"
+        for n, d in study.datasets.items()
+    ]
 
 
 def model_field(name):

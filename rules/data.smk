@@ -3,40 +3,82 @@
 
 localrules:
     fetch_archive,
+    fetch_hub,
+
+
+onstart:
+    stop_if_missing()
 
 
 rule fetch_archive:
     output:
         protected("<resources>/archives/{dataset}/{archive}"),
     log:
-        "<logs>/fetch_archive/{dataset}.{archive}.log",
+        "<logs>/fetch_archive/{dataset}/{archive}.log",
     wildcard_constraints:
-        dataset=of_family("class_folders", "cue_conflict"),
-        archive=r"[\w.-]+",
+        archive=one_of(sorted({file for files in ARCHIVES.values() for file in files})),
     retries: 2
     conda:
         "../envs/data.yaml"
     params:
-        dataset=dataset_json,
+        dataset=download_json,
+        lock=lambda wildcards, output: config["lock"],
+        cache=lambda wildcards, output: cache_option(),
     shell:
-        "python -m clip_robustness fetch --dataset {params.dataset:q} --out {output:q} 2>&1 | tee {log:q}"
+        "python -m clip_robustness fetch --dataset {params.dataset:q} --archive {wildcards.archive:q}"
+        " --lock {params.lock:q} {params.cache} --out {output:q} 2>&1 | tee {log:q}"
+
+
+rule fetch_hub:
+    output:
+        directory("<resources>/hub/{dataset}"),
+    log:
+        "<logs>/fetch_hub/{dataset}.log",
+    retries: 2
+    conda:
+        "../envs/data.yaml"
+    params:
+        dataset=download_json,
+        lock=lambda wildcards, output: config["lock"],
+    shell:
+        "python -m clip_robustness fetch-hub --dataset {params.dataset:q} --lock {params.lock:q}"
+        " --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule index_dataset:
     input:
-        source=source_of_dataset,
+        sources=sources_of_dataset,
         labels=labels_of_dataset,
     output:
         "<resources>/index/{dataset}.parquet",
     log:
         "<logs>/index_dataset/{dataset}.log",
     wildcard_constraints:
-        dataset=of_family("class_folders", "cue_conflict"),
+        dataset=one_of(INDEXED),
     conda:
         "../envs/data.yaml"
     params:
         dataset=dataset_json,
-        code=code_hash("data.index"),
+        code=adapter_code,
     shell:
-        "python -m clip_robustness index --dataset {params.dataset:q} --source {input.source:q}"
+        "python -m clip_robustness index --dataset {params.dataset:q} --sources {input.sources:q}"
         " --labels {input.labels:q} --out {output:q} 2> {log:q}"
+
+
+rule annotate_images:
+    input:
+        annotations=sources_of_dataset,
+        index=annotated_index,
+    output:
+        "<resources>/annotations/{dataset}.parquet",
+    log:
+        "<logs>/annotate_images/{dataset}.log",
+    wildcard_constraints:
+        dataset=one_of(ANNOTATIONS),
+    conda:
+        "../envs/data.yaml"
+    params:
+        code=code_hash("data.adapters.imagenet_x"),
+    shell:
+        "python -m clip_robustness annotate --annotations {input.annotations:q} --index {input.index:q}"
+        " --out {output:q} 2> {log:q}"

@@ -19,22 +19,24 @@ from clip_robustness import __version__
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """``--name``: required unless it has a default; `many` takes one or more values."""
+    """``--name``: required unless it has a default; `many` takes one or more values, a `flag` takes none."""
 
     name: str
     kind: Callable[[str], Any] = Path
     help: str = ""
     default: Any = ...
     many: bool = False
+    flag: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """A function as ``module:name`` below the package, and its options."""
+    """A function as ``module:name`` below the package, and its options. `exit_code`: it returns the process's."""
 
     function: str
     help: str
     options: tuple[Option, ...]
+    exit_code: bool = False
 
 
 def _paths(*names: str, **helps: str) -> tuple[Option, ...]:
@@ -47,6 +49,8 @@ _LOGITS = (
     Option("labels", help="the data set's label space (.json)"),
     Option("head", help="zero-shot head (.npz); none for a classifier", default=None),
 )
+_DATASET = Option("dataset", json.loads, "its entry of datasets.yaml, as JSON")
+_CONFIG = Option("config", help="config file of a study")
 _SEED = Option("seed", int, "seed of the bootstrap", 0)
 _RESAMPLES = Option("resamples", int, "bootstrap resamples", 1000)
 
@@ -54,7 +58,18 @@ VERBS = {
     "validate": Verb(
         "core.registry:describe_study",
         "check a study's config, models and data sets; print what it holds",
-        (Option("config", help="config file of a study"),),
+        (_CONFIG,),
+    ),
+    "plan": Verb(
+        "data.plan:plan_study",
+        "say what a study downloads, stores and computes, before anything starts",
+        (_CONFIG, Option("tflops", float, "sustained speed of one GPU, in TFLOP/s", 40.0)),
+    ),
+    "doctor": Verb(
+        "data.doctor:examine",
+        "say what is here, what is missing, and what to do; exit code 1 when the study cannot run",
+        (_CONFIG, Option("fast", flag=True, help="leave out the checksums")),
+        exit_code=True,
     ),
     "label-space": Verb(
         "inference.label_spaces:write_label_space",
@@ -68,16 +83,29 @@ VERBS = {
     ),
     "fetch": Verb(
         "data.fetch:fetch",
-        "download a data set's archive",
-        (Option("dataset", json.loads, "its entry of datasets.yaml, as JSON"), Option("out")),
+        "download an archive of a data set",
+        (
+            _DATASET,
+            Option("archive", str, "the file among its archives"),
+            Option("lock", help="file that pins checksums"),
+            Option("cache", help="folder that checkouts share", default=None),
+            Option("out"),
+        ),
+    ),
+    "fetch-hub": Verb(
+        "data.hub:fetch_hub",
+        "take a data set from the model hub",
+        (_DATASET, Option("lock", help="file that pins revision and checksums"), Option("out")),
     ),
     "index": Verb(
         "data.index:build_index",
-        "index an archive or folder where it lies",
-        (
-            Option("dataset", json.loads, "its entry of datasets.yaml, as JSON"),
-            *_paths("source", "labels", "out"),
-        ),
+        "index archives or folders where they lie",
+        (_DATASET, Option("sources", many=True), *_paths("labels", "out")),
+    ),
+    "annotate": Verb(
+        "data.adapters.imagenet_x:write_factors",
+        "write the visual factors of a data set's images",
+        (Option("annotations", many=True), *_paths("index", "out")),
     ),
     "fetch-weights": Verb(
         "inference.weights:fetch_weights",
@@ -247,6 +275,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, verb in VERBS.items():
         sub = verbs.add_parser(name, help=verb.help, description=verb.help)
         for option in verb.options:
+            if option.flag:
+                sub.add_argument(f"--{option.name}", action="store_true", help=option.help)
+                continue
             sub.add_argument(
                 f"--{option.name}",
                 type=option.kind,
@@ -256,12 +287,13 @@ def main(arguments: list[str] | None = None) -> int:
                 nargs="+" if option.many else None,
             )
     values = vars(parser.parse_args(arguments))
-    module, _, function = VERBS[values.pop("verb")].function.partition(":")
+    verb = VERBS[values.pop("verb")]
+    module, _, function = verb.function.partition(":")
 
     from clip_robustness.core.io import InputError
 
     try:
-        getattr(importlib.import_module(f"clip_robustness.{module}"), function)(**values)
+        code = getattr(importlib.import_module(f"clip_robustness.{module}"), function)(**values)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -273,4 +305,4 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
+    return code if verb.exit_code else 0

@@ -89,6 +89,13 @@ def test_a_missing_archive(tmp_path: Path) -> None:
         ({"image_id": ["one", None]}, "row 1: image_id is None"),
         ({"image_id": np.array([1, 2])}, "expected plain text"),
         ({"archive": ["", "x"]}, "row 0: archive is ''"),
+        ({"codec": ["", "lzma"]}, "row 1: codec is 'lzma', expected one of"),
+        ({"codec": ["", None]}, "row 1: codec is None"),
+        (
+            {"codec": ["deflate", ""], "size": np.array([9999, 1], np.int64)},
+            "image 'one' .*but the image ends at byte 9999",
+        ),
+        ({"codec": ["parquet", ""]}, r"a\.tar: not a whole parquet file"),
         ({"size": np.array([1000, len(CONTENT)], np.int64)}, r"image 'two' \(row 1 of .*2048 bytes long"),
         ({"archive": ["/none/such.tar"] * 2}, r"such\.tar, image 'one' .*: no such file"),
     ],
@@ -116,3 +123,32 @@ def test_labels_can_be_read_where_the_archive_is_gone(file: Path, tmp_path: Path
     assert index["texture_class"].tolist() == [7, 8]
     with pytest.raises(InputError, match="no such file"):
         archive.load_index(tmp_path / "i.parquet")
+
+
+def test_an_index_without_a_codec_has_plain_images(file: Path, tmp_path: Path) -> None:
+    io.write_parquet(tmp_path / "i.parquet", columns(file))
+    assert archive.load_index(tmp_path / "i.parquet")["codec"].tolist() == ["", ""]
+    io.write_parquet(tmp_path / "i.parquet", columns(file, codec=["deflate", ""]))
+    assert archive.load_index(tmp_path / "i.parquet")["codec"].tolist() == ["deflate", ""]
+
+
+def test_rows_of_a_parquet_file_have_to_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "images.parquet"
+    io.write_parquet(path, {"image": [b"one", b"two"]})
+    rows = columns(path, codec=["parquet"] * 2, offset=np.array([1, 0]), size=np.zeros(2, np.int64))
+    io.write_parquet(tmp_path / "i.parquet", rows)
+    index = archive.load_index(tmp_path / "i.parquet")
+    names = ("archive", "offset", "size", "image_id", "codec")
+    with archive.ArchiveReader() as reader:
+        assert [reader.read(*row) for row in zip(*(index[name] for name in names), strict=True)] == [b"two", b"one"]
+    io.write_parquet(tmp_path / "i.parquet", rows | {"offset": np.array([1, 2])})
+    with pytest.raises(InputError, match=r"image 'two' .*: 2 rows long, but the image is row 3;"):
+        archive.load_index(tmp_path / "i.parquet")
+    path.unlink()
+    with pytest.raises(InputError, match="no such file"):
+        archive.load_index(tmp_path / "i.parquet")
+
+
+def test_an_unknown_codec(file: Path) -> None:
+    with pytest.raises(InputError, match=r"codec 'lzma' is none of"):
+        archive.read_member(file, 0, 1, "x", "lzma")

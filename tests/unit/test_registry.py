@@ -1,12 +1,16 @@
 """The registry: what is wrong is said in one message with file, row, field, expectation and nearest name."""
 
+import re
 import shutil
+from urllib.parse import urlparse
 
 import pytest
 import yaml
 
+from clip_robustness.core.gating import page
 from clip_robustness.core.io import InputError
 from clip_robustness.core.registry import load_datasets, load_models, load_study
+from clip_robustness.core.study import METRICS_OF_FIGURE, METRICS_OF_ROLE
 
 
 @pytest.fixture
@@ -16,7 +20,7 @@ def house(root, tmp_path):
     return tmp_path
 
 
-def config(house, name="mini"):
+def config(house, name="lite"):
     return yaml.safe_load((house / "config" / f"{name}.yaml").read_text())
 
 
@@ -43,17 +47,33 @@ def test_the_mini_zoo_covers_the_six_factors(root):
     assert len({study.config["prompts"]["default"], *study.config["prompts"]["also"]}) == 3
 
 
+ROW = "resnet50.tv_in1k\t"
+
+
+def first_line(path):
+    """The number of the table's row that the spoils change (the header is line 1)."""
+    return next(i for i, line in enumerate(path.read_text().splitlines(), 1) if line.startswith(ROW))
+
+
+def set_field(house, field, value):
+    path = house / "config/models.tsv"
+    lines = path.read_text().splitlines()
+    fields = lines[first_line(path) - 1].split("\t")
+    fields[lines[0].split("\t").index(field)] = value
+    lines[first_line(path) - 1] = "\t".join(fields)
+    path.write_text("\n".join(lines) + "\n")
+    return ["models.tsv", f"line {first_line(path)} ", f"'{field}'"]
+
+
 def spoil_group(house):
-    edit(house / "config/models.tsv", "\tclip_zero_shot\t", "\tclip_zeroshot\t")
-    return ["models.tsv", "line ", "'group'", "did you mean 'clip_zero_shot'"]
+    return [*set_field(house, "group", "standart"), "did you mean 'standard'"]
 
 
 def spoil_duplicate(house):
     path = house / "config/models.tsv"
     lines = path.read_text().splitlines()
-    row = next(i for i, line in enumerate(lines) if line.startswith("mini_"))
-    path.write_text("\n".join([*lines, lines[row]]) + "\n")
-    return ["models.tsv", f"line {len(lines) + 1}", "'model'", f"taken by line {row + 1}"]
+    path.write_text("\n".join([*lines, lines[first_line(path) - 1]]) + "\n")
+    return ["models.tsv", f"line {len(lines) + 1}", "'model'", f"taken by line {first_line(path)}"]
 
 
 def spoil_columns(house):
@@ -63,34 +83,25 @@ def spoil_columns(house):
 
 def spoil_short_row(house):
     path = house / "config/models.tsv"
-    path.write_text(path.read_text() + "mini_new\tonly two\n")
-    return ["models.tsv", "mini_new", "2 fields, expected"]
+    path.write_text(path.read_text() + "another\tonly two\n")
+    return ["models.tsv", "another", "2 fields, expected"]
 
 
 def spoil_preprocess(house):
-    edit(house / "config/models.tsv", "resize(48,bicubic)", "resise(48,bicubic)")
-    return ["models.tsv", "'preprocess'", "resise", "resize"]
+    return [*set_field(house, "preprocess", "resise(256,bicubic)"), "resise", "resize"]
 
 
 def spoil_number(house):
-    path = house / "config/models.tsv"
-    lines = path.read_text().splitlines()
-    row = next(i for i, line in enumerate(lines) if line.startswith("mini_"))
-    fields = lines[row].split("\t")
-    fields[lines[0].split("\t").index("params_m")] = "many"
-    lines[row] = "\t".join(fields)
-    path.write_text("\n".join(lines) + "\n")
-    return ["models.tsv", "'params_m'", "'many'", "expected number"]
+    return [*set_field(house, "params_m", "many"), "'many'", "expected number"]
 
 
 def spoil_parent(house):
-    edit(house / "config/models.tsv", "\tmini_clip_vit_biased\t", "\tmini_clip_vit_biassed\t")
-    return ["models.tsv", "'parent'", "did you mean 'mini_clip_vit_biased'"]
+    return [*set_field(house, "parent", "resnet101.tv_in1"), "did you mean 'resnet101.tv_in1k'"]
 
 
 def spoil_labels(house):
-    edit(house / "config/datasets.yaml", "labels: mini_subset", "labels: mini_subsett")
-    return ["datasets.yaml", ".labels", "mini_subsett", "did you mean 'mini_subset'"]
+    edit(house / "config/datasets.yaml", "labels: imagenet_a", "labels: imagenet_aa")
+    return ["datasets.yaml", ".labels", "imagenet_aa", "did you mean 'imagenet_a'"]
 
 
 def spoil_role(house):
@@ -101,6 +112,40 @@ def spoil_role(house):
 def spoil_field(house):
     edit(house / "config/datasets.yaml", "licence: MIT", "license: MIT")
     return ["datasets.yaml", "'license'", "did you mean 'licence'"]
+
+
+def spoil_family(house):
+    edit(house / "config/datasets.yaml", "family: class_folders", "family: class_folder")
+    return ["datasets.yaml", ".family", "did you mean 'class_folders'"]
+
+
+def spoil_checksum(house):
+    edit(house / "config/datasets.yaml", "sha256: 18c6bf49", "sha256: 18C6BF49")
+    return ["datasets.yaml", "datasets.imagenet_r.archives.0.sha256", "does not match"]
+
+
+def spoil_address(house):
+    edit(house / "config/datasets.yaml", "https://people.eecs.berkeley.edu", "people.eecs.berkeley.edu")
+    return ["datasets.yaml", "archives.0.urls.0", "people.eecs", "does not match"]
+
+
+def spoil_sources(house):
+    edit(
+        house / "config/datasets.yaml",
+        "    archives:\n",
+        "    hub: {repository: a/b, files: [x], format: parquet}\n    archives:\n",
+    )
+    return ["datasets.yaml", "both 'archives' and 'hub'"]
+
+
+def spoil_source_twice(house):
+    edit(house / "config/datasets.yaml", "file: far_focus.tar.gz", "file: near_focus.tar.gz")
+    return ["datasets.yaml", "imagenet_3dcc.archives", "'near_focus.tar.gz' stands there twice"]
+
+
+def spoil_from(house):
+    edit(house / "config/datasets.yaml", "from: imagenet_val", "from: imagenet_vall")
+    return ["datasets.yaml", "imagenet_x.from", "did you mean 'imagenet_val'"]
 
 
 def spoil_twice(house):
@@ -130,15 +175,19 @@ def test_a_fault_in_a_table_is_one_clear_message(house, spoil):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"models": {"names": ["mini_clip_vit_biasd"]}}, ["models", "did you mean 'mini_clip_vit_biased'"]),
-        ({"models": {"sets": ["mimi"]}}, ["models.sets", "did you mean 'mini'"]),
-        ({"prompts": {"default": "mini_70"}}, ["prompts", "mini_70", "did you mean 'mini_7'"]),
+        ({"models": {"names": ["vit-b-32.openia"]}}, ["models", "did you mean 'vit-b-32.openai'"]),
+        ({"models": {"sets": ["light"]}}, ["models.sets", "did you mean 'lite'"]),
+        ({"prompts": {"default": "openai_90"}}, ["prompts", "openai_90", "did you mean 'openai_"]),
         ({"figures": ["shape_bais"]}, ["figures", "did you mean 'shape_bias'"]),
-        ({"id_dataset": "mini_vall"}, ["'id_dataset'", "did you mean 'mini_val'"]),
+        ({"id_dataset": "imagenet_v"}, ["'id_dataset'", "did you mean 'imagenet_"]),
+        ({"local": {"imagenet_vall": "/x"}}, ["local", "did you mean 'imagenet_val'"]),
+        ({"local": {"imagenet_a": []}}, ["local.imagenet_a", "non-empty"]),
+        ({"accept": ["objectnett"]}, ["accept", "did you mean 'objectnet'"]),
+        ({"skip_unavailable": "perhaps"}, ["'skip_unavailable'", "expected boolean"]),
+        ({"datasets": {"names": ["imagenet_x"]}, "id_dataset": ""}, ["annotates 'imagenet_val'", "left out"]),
         ({"sead": 3}, ["'sead'", "did you mean 'seed'"]),
         ({"resamples": "many"}, ["resamples", "expected integer"]),
-        ({"datasets": {"sets": ["mini"], "without": ["mini_val"]}}, ["'id_dataset'", "found none"]),
-        ({"models": {"names": ["mini_clip_vit_biased_contrastive"]}}, ["fine-tuned from", "left out"]),
+        ({"id_dataset": ""}, ["'id_dataset'", "found none"]),
     ],
 )
 def test_a_fault_in_a_config_is_one_clear_message(house, change, expected):
@@ -150,20 +199,188 @@ def test_a_fault_in_a_config_is_one_clear_message(house, change, expected):
 
 def test_all_faults_are_listed_at_once(house):
     spoil_group(house)
-    spoil_preprocess(house)
+    spoil_number(house)
     with pytest.raises(InputError) as caught:
         load_models(house / "config/models.tsv", house)
     assert len(str(caught.value).splitlines()) >= 2
 
 
+def test_a_model_that_is_trained_here_needs_its_parent(house):
+    """The mini zoo fine-tunes its own models, so a parent that is left out cannot be trained."""
+    set_field(house, "weights", "mini")
+    set_field(house, "parent", "vit-b-32.openai")
+    with pytest.raises(InputError, match=r"fine-tuned from 'vit-b-32.openai', which is left out"):
+        load_study({**config(house), "models": {"names": ["resnet50.tv_in1k"]}}, house)
+
+
 def test_a_dataset_is_one_entry(house):
     path = house / "config/datasets.yaml"
     entry = (
-        "  mini_extra:\n    {title: Extra, family: mini_world, labels: mini, images: 100, role: natural_shift,\n"
-        "     suite: natural, sets: [mini], licence: MIT, world: {seed: 9, rho: 0.5}}\n"
+        "  imagenet_mine:\n    {title: Mine, family: class_folders, labels: imagenet_1k, images: 100,\n"
+        "     role: natural_shift, suite: natural, sets: [lite], licence: MIT,\n"
+        "     archives: [{file: mine.tar, urls: ['https://example.org/mine.tar']}]}\n"
     )
     path.write_text(path.read_text().rstrip() + "\n" + entry)
     datasets, _ = load_datasets(path, house)
-    assert datasets["mini_extra"].metrics == ("accuracy", "calibration")
+    assert datasets["imagenet_mine"].metrics == ("accuracy", "calibration")
     study = load_study(config(house), house)
-    assert "mini_extra" in study.suites["natural"] and "mini_extra" in study.with_metric("calibration")
+    assert "imagenet_mine" in study.suites["natural"] and "imagenet_mine" in study.with_metric("calibration")
+
+
+# --- the papers' data sets ---
+
+
+@pytest.fixture(scope="module")
+def papers(root):
+    return load_datasets(root / "config/datasets.yaml", root)[0]
+
+
+def test_every_data_set_of_the_papers_is_there(papers):
+    """The lists of the three papers: natural and synthetic shifts, out of distribution, retrieval, 3D, multimodal."""
+    natural = {"imagenet_v2", "imagenet_v2_threshold", "imagenet_v2_top", "imagenet_r", "imagenet_a"}
+    natural |= {"imagenet_sketch", "objectnet", "imagenet_vid_robust", "ytbb_robust"}
+    corruptions = {f"imagenet_c_{part}" for part in ("noise", "blur", "weather", "digital", "extra")}
+    corruptions |= {"imagenet_3dcc", "imagenet_3dcc_video", "stylized_imagenet", "cue_conflict"}
+    ood = {"inaturalist", "sun", "places", "textures", "imagenet_o", "ninco", "ninco_popular"}
+    others = {"coco", "flickr30k", "navi", "scannet_pairs", "spair", "imagenet_d", "cifar10", "imagenet_t", "cifar10_t"}
+    own = {"imagenet_val", "imagenet_train", "imagenet_x"}
+    assert natural | corruptions | ood | others | own <= set(papers)
+
+
+def test_counts_are_the_releases(papers):
+    images = {name: dataset.images for name, dataset in papers.items()}
+    assert images["imagenet_val"] == 50_000 and images["imagenet_train"] == 1_281_167
+    assert images["imagenet_sketch"] == 50_889 and images["textures"] == 5_640
+    assert images["ninco"] == 5_879 and images["ninco_popular"] == 2_715
+    # 15 corruptions and 4 more, 12 of the three-dimensional kind; 5 severities of 50,000 images each
+    main = [f"imagenet_c_{part}" for part in ("noise", "blur", "weather", "digital")]
+    assert sum(images[name] for name in main) == 15 * 5 * 50_000
+    assert images["imagenet_c_extra"] == 4 * 5 * 50_000
+    assert images["imagenet_3dcc"] + images["imagenet_3dcc_video"] == 12 * 5 * 50_000
+
+
+def test_an_archive_has_a_checksum_or_is_pinned(papers):
+    """What is declared is whole: a known size and checksum where a source states them, an address each."""
+    archives = {archive["file"]: archive for dataset in papers.values() for archive in dataset.archives}
+    assert archives["imagenet-r.tar"]["bytes"] == 2_191_079_936 and archives["imagenet-a.tar"]["bytes"] == 687_552_512
+    assert archives["noise.tar"]["md5"] == "e80562d7f6c3f8834afb1ecf27252745"
+    assert "sha256" not in archives["imagenetv2-matched-frequency.tar.gz"]  # known for another host's file only
+    for dataset in papers.values():
+        for archive in dataset.archives:
+            assert dataset.access == "registration" or archive["urls"], dataset.name
+            for url in archive.get("urls", []):
+                assert urlparse(url).hostname and not re.search(r"\s", url)
+
+
+def test_the_corruptions_of_an_entry_are_those_of_its_archives(papers):
+    from clip_robustness.data.adapters.imagenet_3dcc import GEOMETRIC, OTHERS
+    from clip_robustness.data.adapters.imagenet_c import ARCHIVES
+
+    for part in ("noise", "blur", "weather", "digital", "extra"):
+        listed = papers[f"imagenet_c_{part}"].details["options"]["corruptions"]
+        assert set(listed) == set(ARCHIVES[f"{part}.tar"])
+    for name, kinds in (("imagenet_3dcc", GEOMETRIC), ("imagenet_3dcc_video", OTHERS)):
+        assert papers[name].details["options"]["corruptions"] == list(kinds)
+        assert [archive["file"] for archive in papers[name].archives] == [f"{kind}.tar.gz" for kind in kinds]
+
+
+def test_the_adapters_know_the_options(papers):
+    """An option that no adapter reads would be silently ignored; `password` is read by the index itself."""
+    import importlib
+    import inspect
+
+    for name, dataset in papers.items():
+        module = importlib.import_module(f"clip_robustness.data.adapters.{dataset.family}")
+        assert hasattr(module, "write_factors" if dataset.role == "annotation" else "adapt"), name
+        source = inspect.getsource(module)
+        if dataset.family == "imagenet_3dcc":
+            source += inspect.getsource(importlib.import_module("clip_robustness.data.adapters.imagenet_c"))
+        for option in {*dataset.details.get("options", {})} - {"password"}:
+            assert f'"{option}"' in source, f"{name}: {option}"
+
+
+def test_guessing_is_one_over_the_classes(papers):
+    for name, dataset in papers.items():
+        guess = dataset.details.get("random_guess")
+        if guess is not None and name != "imagenet_d":
+            assert guess == pytest.approx(1 / dataset.details["classes"], rel=0.01), name
+
+
+def test_roles_and_figures_know_each_other(root, papers):
+    schema = yaml.safe_load((root / "config/schemas/datasets.schema.yaml").read_text())
+    entry = schema["properties"]["datasets"]["additionalProperties"]["properties"]
+    assert set(entry["role"]["enum"]) == set(METRICS_OF_ROLE)
+    figures = yaml.safe_load((root / "config/schemas/config.schema.yaml").read_text())["properties"]["figures"]
+    assert set(figures["items"]["enum"]) == set(METRICS_OF_FIGURE)
+
+
+def test_a_data_set_without_a_metric_is_not_embedded(root):
+    study = load_study(config(root, "config"), root)
+    assert "textures" in study.datasets and "textures" not in study.evaluated
+    assert set(study.suites) == {"natural", "cue_conflict"} and study.base_spaces == ["imagenet_1k"]
+
+
+# --- what needs the user ---
+
+
+def paper(root, **change):
+    return load_study({**config(root, "config"), **change}, root)
+
+
+def test_what_waits_for_the_user(root):
+    waiting = set(paper(root).unavailable)
+    assert waiting == {"imagenet_val", "imagenet_x", "objectnet", "stylized_imagenet", "imagenet_t", "cifar10_t"}
+    given = paper(root, local={"imagenet_val": ["/data/val.tar", "/data/devkit"]}, accept=["objectnet"])
+    assert set(given.unavailable) == {"stylized_imagenet", "imagenet_t", "cifar10_t"}
+    assert given.local("imagenet_val") == ["/data/val.tar", "/data/devkit"]
+
+
+def test_annotations_wait_for_their_images(root):
+    assert "imagenet_x" in paper(root, local={"imagenet_x": "imagenetx.tar.gz"}).unavailable
+    words = paper(root, local={"imagenet_t": "words"})
+    assert "imagenet_t" not in words.unavailable and "imagenet_val" in words.unavailable
+
+
+def test_a_licence_click_is_a_line_of_the_config(root):
+    assert "objectnet" in paper(root).unavailable
+    assert "objectnet" not in paper(root, accept=["objectnet"]).unavailable
+    assert "objectnet" not in paper(root, local={"objectnet": "~/objectnet"}).unavailable
+    assert "imagenet_val" in paper(root, accept=["imagenet_val"]).unavailable  # no program may fetch it
+
+
+def test_without_imagenet_another_set_stands_in_and_it_is_said(root):
+    study = paper(root, skip_unavailable="true")
+    assert study.id_dataset == "imagenet_v2" and study.partner("imagenet_sketch") == "imagenet_v2"
+    assert "imagenet_val" not in study.datasets and "objectnet" in study.skipped
+    assert study.config["figures"] == ["effective_robustness", "shape_bias", "calibration"]
+    assert any("imagenet_v2 stands in" in remark for remark in study.remarks)
+
+
+def test_a_figure_without_data_is_dropped_and_it_is_said(root):
+    choice = {"sets": ["closer_look"], "without": ["imagenet_v2", "imagenet_v2_threshold", "imagenet_v2_top"]}
+    choice["without"] += ["imagenet_sketch"]
+    study = paper(root, datasets=choice, skip_unavailable=True)
+    assert study.id_dataset == "" and study.config["figures"] == ["shape_bias"]
+    assert sum("is dropped" in remark for remark in study.remarks) == 2
+    with pytest.raises(InputError, match="nothing is left"):
+        paper(root, datasets={"names": ["imagenet_val"]}, figures=["calibration"], skip_unavailable=True)
+
+
+def test_with_all_data_nothing_is_skipped(root):
+    study = load_study({**config(root), "skip_unavailable": True}, root)
+    assert not study.skipped and not study.remarks and study.id_dataset == "imagenet_v2"
+
+
+def test_the_page_says_what_where_how_and_what_else(root):
+    text = page(paper(root))
+    for part in (
+        "imagenet_val: ImageNet validation",
+        "https://image-net.org/download.php",
+        "imagenet_val: /path/to/imagenet_val",
+        "accept: [objectnet]",
+        "snakemake figures/shape_bias.pdf",
+        "--config skip_unavailable=true",
+        "imagenet_v2 stands in",
+    ):
+        assert part in text
+    assert len(text.splitlines()) < 60, "one page"

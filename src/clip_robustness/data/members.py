@@ -1,174 +1,186 @@
-"""Where the images of a source lie: the members of a tar archive, or the files of a folder.
+"""The files of a data set's sources, whatever they come in: tars, zips, parquet files, webdataset shards, folders."""
 
-Nothing is unpacked but a gzip, once, to a plain tar beside it. Only headers are read.
-"""
-
-import errno
-import gzip
+import contextlib
 import itertools
 import os
-import shutil
-import tarfile
-import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+import numpy as np
 
 from clip_robustness.core import io
+from clip_robustness.core.archive import ArchiveReader, ParquetImages, read_member
 from clip_robustness.core.io import InputError
+from clip_robustness.data.containers import (
+    FETCH_AGAIN,
+    YOURS,
+    clean_name,
+    is_image,
+    parquet_members,
+    tar_members,
+    zip_entries,
+)
+from clip_robustness.data.rows import Member
+from clip_robustness.data.unpack import decrypt_zip, is_gzip, unpack_gzip
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"))
-FETCH_AGAIN = "delete it and fetch it again"
-YOURS = "your copy under 'local:' in the config"
-
-# Images do not compress, so a gzip that grows far beyond this is a bomb or no image archive.
-LARGEST_RATIO = 50
-SMALL = 1 << 30
-
-
-class Member(NamedTuple):
-    """An image of a source: its name there ('/' between the parts), and which bytes of `archive` hold it."""
-
-    name: str
-    archive: str
-    offset: int
-    size: int
+GZIPS = (".tar.gz", ".tgz")
+ARCHIVES = (*GZIPS, ".tar", ".zip", ".parquet")
+UNREADABLE = (".rar", ".7z", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst")
 
 
-def list_images(source: Path) -> list[Member]:
-    """The images of a folder, a tar, or a gzipped tar, sorted by name."""
+def list_members(sources: Sequence[Path], password: str | None = None) -> list[Member]:
+    """Every file of the sources, images or not, sorted by name, then by archive.
+
+    A source is a tar, a gzipped tar (unpacked once, beside it), a zip (an encrypted one is repacked once, with
+    `password`), a parquet file, any other single file, or a folder: of files, or of such archives.
+    Errors: `InputError` for a source that is missing, empty, damaged or malicious, or that names a file twice.
+    """
+    return sorted(itertools.chain.from_iterable(_list_source(source, password) for source in sources))
+
+
+def images(members: Iterable[Member]) -> list[Member]:
+    """Those that are images: by their suffix, or rows of a parquet file."""
+    return [member for member in members if member.codec == "parquet" or is_image(member.name)]
+
+
+def read(member: Member) -> bytes:
+    """The bytes of one member, such as a file of labels. Errors as in `core.archive.ArchiveReader.read`."""
+    return read_member(member.archive, member.offset, member.size, member.name, member.codec)
+
+
+def read_all(members: Iterable[Member]) -> Iterator[bytes]:
+    """The bytes of each, as `read`, without opening their archives anew: for the labels of a webdataset."""
+    with ArchiveReader() as reader:
+        for member in members:
+            yield reader.read(member.archive, member.offset, member.size, member.name, member.codec)
+
+
+def group_by_key(members: Iterable[Member]) -> dict[str, dict[str, Member]]:
+    """The samples of webdataset shards: ``{"00012": {"jpg": Member, "cls": Member}}``, sorted by key.
+
+    The key is the name up to the first dot of its last part, the extension (in lower case) the rest. Where
+    shards count from 0 each, all keys begin with their shard: ``shard-3/00012``.
+    Source: the naming convention of github.com/webdataset/webdataset.
+    """
+    split = [(*_key(member.name), member) for member in members]
+    if len({(key, extension) for key, extension, _ in split}) < len(split):
+        split = [(f"{Path(member.archive).stem}/{key}", extension, member) for key, extension, member in split]
+    samples: dict[str, dict[str, Member]] = {}
+    for key, extension, member in sorted(split):
+        if extension in samples.setdefault(key, {}):
+            raise InputError(f"{member.archive}, member '{member.name}': its sample holds two '{extension}'")
+        samples[key][extension] = member
+    return samples
+
+
+def _key(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def columns(archive: str) -> Mapping[str, np.ndarray]:
+    """The columns of a parquet file but that of the images; row r belongs to the member with offset r."""
+    with contextlib.closing(_parquet(archive)) as file:
+        return io.read_parquet(archive, file.others)
+
+
+def label_names(archive: str, column: str = "label") -> list[str] | None:
+    """The class names that a hub's parquet file gives to the numbers of `column`, None if it gives none.
+
+    Source: the features in the schema's metadata, as the library `datasets` writes them.
+    """
+    with contextlib.closing(_parquet(archive)) as file:
+        features: Any = file.features()
+    names = features.get(column, {}).get("names") if isinstance(features, dict) else None
+    return list(map(str, names)) if isinstance(names, list) else None
+
+
+def _parquet(archive: str) -> ParquetImages:
+    try:
+        return ParquetImages(archive)
+    except OSError as error:
+        raise InputError(f"{archive}: cannot read it ({error.strerror or error}); {FETCH_AGAIN}") from None
+
+
+def _list_source(source: Path, password: str | None) -> list[Member]:
     if source.is_dir():
-        return index_folder(source)
-    if not source.exists():
+        members = _list_folder(source, password)
+    elif not source.exists():
         raise InputError(f"{source}: no such file or folder; fetch it, or name {YOURS}")
-    if source.name.endswith((".tar.gz", ".tgz")):
-        return index_tar(unpack_gzip(source))
-    if source.name.endswith(".tar"):
-        return index_tar(source)
-    raise InputError(f"{source}: expected a folder, .tar, .tar.gz or .tgz; unpack it and name {YOURS}")
+    else:
+        members = _unique(_list_file(source, password), source)
+    if not members:
+        raise InputError(f"{source}: holds no file")
+    return members
 
 
-def index_folder(folder: Path) -> list[Member]:
-    """The image files below a folder; symbolic links are followed (they are the user's own)."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+def _list_file(path: Path, password: str | None) -> list[Member]:
+    name = path.name.lower()
+    if name.endswith(UNREADABLE):
+        raise InputError(f"{path}: expected a folder, {', '.join(ARCHIVES)}; unpack it and name {YOURS}")
+    if name.endswith(GZIPS):  # ImageNet-V2's are plain tars under that name
+        return tar_members(unpack_gzip(path) if is_gzip(path) else path)
+    if name.endswith(".tar"):
+        return tar_members(path)
+    if name.endswith((".zip", ".whl")):
+        entries = zip_entries(path)
+        if any(entry.encrypted for entry in entries):
+            return tar_members(decrypt_zip(path, entries, password))
+        return [Member(entry.name, str(path), entry.offset, entry.size, entry.codec) for entry in entries]
+    if name.endswith(".parquet"):
+        return parquet_members(path)
+    return [Member(path.name, str(path), 0, _file_size(path))]
+
+
+def _list_folder(folder: Path, password: str | None) -> list[Member]:
+    """The files below it. Archives among them are looked into only where there is no image beside them.
+
+    So a folder of shards is what its shards hold, while an archive that lies about in a folder of images stays shut.
+    """
+    files = list(_walk_folder(folder))
+    if any(is_image(member.name) for member in files):
+        return files
+    names = {member.archive for member in files}
     members = []
+    for member in files:
+        path = Path(member.archive)
+        if not path.name.lower().endswith(ARCHIVES):
+            members.append(member)
+        elif not _has_plain_twin(path, names):
+            members.extend(_unique(_list_file(path, password), path))
+    return members
+
+
+def _has_plain_twin(path: Path, names: set[str]) -> bool:
+    """Whether it was unpacked before: then the tar beside it is listed too."""
+    suffix = next((suffix for suffix in (*GZIPS, ".zip") if path.name.lower().endswith(suffix)), None)
+    return suffix is not None and str(path)[: -len(suffix)] + ".tar" in names
+
+
+def _walk_folder(folder: Path) -> Iterator[Member]:
+    """Symbolic links are followed: they are the user's own, and a hub's cache consists of them."""
     entered = set()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         if (real := os.path.realpath(parent)) in entered:  # a link to a folder above itself would never end
             folders.clear()
             continue
         entered.add(real)
-        for file in filter(is_image, files):
+        for file in sorted(files):
             path = Path(parent, file)
             name = path.relative_to(folder).as_posix()
-            if not name.isprintable():
+            if is_image(name) and not (name.isprintable() and "\\" not in name):
                 raise InputError(f"{folder}, {name!r}: the name is not plain text; rename it")
-            members.append(Member(name, str(path), 0, _file_size(path)))
-    return _sorted(members, folder)
+            if (clean := clean_name(name, f"{folder}, '{name}'")) is not None:
+                yield Member(clean, str(path), 0, _file_size(path))
 
 
-def index_tar(path: Path) -> list[Member]:
-    """The images of an uncompressed tar, by its headers alone.
-
-    Refused, each with archive, member and remedy: a truncated or damaged tar, devices, images that are
-    links or sparse, absolute names, '..', and a name that stands there twice.
-    """
-    members: list[Member] = []
-    position = -1
-    try:
-        with tarfile.open(path, "r:") as archive:
-            while (info := archive.next()) is not None:
-                vars(archive)["members"].clear()  # a million headers need not stay in memory
-                where = f"{path}, member '{info.name}'"
-                if info.offset_data <= position or info.size < 0:
-                    raise InputError(f"{where}: its header leads backwards; {FETCH_AGAIN}")
-                position = info.offset_data
-                if (name := _image_name(info, where)) is not None:
-                    members.append(Member(name, str(path), info.offset_data, info.size))
-            fault = _fault_at_end(path, archive.offset)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        fault = str(error)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror})") from None
-    if fault:
-        last = f", after member '{members[-1].name}'" if members else ""
-        raise InputError(f"{path}{last}: not a whole tar ({fault}); {FETCH_AGAIN}")
-    return _sorted(members, path)
-
-
-def unpack_gzip(path: Path) -> Path:
-    """Unpack `x.tar.gz` to `x.tar` beside it, once, and return that."""
-    plain = path.with_name(path.name.removesuffix(".tgz").removesuffix(".tar.gz") + ".tar")
-    packed = path.stat()
-    if plain.exists() and plain.stat().st_mtime_ns >= packed.st_mtime_ns:
-        return plain
-    free = shutil.disk_usage(path.parent).free
-    if free < packed.st_size:
-        room = f"at least {packed.st_size:,} bytes, {free:,} are free"
-        raise InputError(f"{path}: unpacking needs {room}; make room, or unpack it elsewhere and name {YOURS}")
-    limit = max(SMALL, LARGEST_RATIO * packed.st_size)
-    progress = io.Progress(f"unpack {path.name}", packed.st_size >> 20, "MiB")
-    try:
-        with (
-            path.open("rb") as raw,
-            gzip.open(raw) as source,
-            io.atomic(plain) as temporary,
-            temporary.open("wb") as target,
-        ):
-            while block := source.read(1 << 20):
-                if target.tell() + len(block) > limit:
-                    grows = f"grows beyond {limit:,} bytes, too much for images"
-                    raise InputError(f"{path}: {grows}; unpack it yourself if you trust it, and name {YOURS}")
-                target.write(block)
-                progress.update((raw.tell() >> 20) - progress.done)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a whole gzip ({error}); {FETCH_AGAIN}") from None
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        remedy = "make room" if full else f"unpack it elsewhere and name {YOURS}"
-        raise InputError(f"{plain}: cannot unpack {path.name} there ({error.strerror}); {remedy}") from None
-    return plain
-
-
-def is_image(name: str) -> bool:
-    """By its suffix; hidden files are none, such as the '._x.jpg' that macOS leaves in archives."""
-    base = name.rpartition("/")[2]
-    return not base.startswith(".") and f".{base.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
-
-
-def _image_name(info: tarfile.TarInfo, where: str) -> str | None:
-    """The member's clean name if it is an image, None if it is something to pass over."""
-    if info.ischr() or info.isblk() or info.isfifo():
-        raise InputError(f"{where}: a device or pipe has no place in a data set; {FETCH_AGAIN}")
-    if info.isdir() or not is_image(info.name):
-        return None
-    if info.issym() or info.islnk() or info.issparse() or not info.isreg():
-        kind = "a link" if info.issym() or info.islnk() else "not stored as plain bytes"
-        raise InputError(f"{where}: the image is {kind}; unpack the archive and name {YOURS}")
-    parts = [part for part in info.name.split("/") if part not in ("", ".")]
-    if info.name.startswith("/") or ".." in parts or "\\" in info.name or not info.name.isprintable():
-        raise InputError(f"{where}: its name leads out of the archive or is no plain path; {FETCH_AGAIN}")
-    return "/".join(parts)
-
-
-def _fault_at_end(path: Path, end: int) -> str:
-    """tarfile takes a damaged header, and a file cut between two members, for the end of the archive."""
-    with path.open("rb") as file:
-        file.seek(end)
-        block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        return "its end mark is missing"
-    return f"damaged header at byte {end}" if block.strip(b"\0") else ""
-
-
-def _sorted(members: list[Member], source: Path) -> list[Member]:
-    members.sort()
-    for one, other in itertools.pairwise(members):
+def _unique(members: list[Member], source: Path) -> list[Member]:
+    for one, other in itertools.pairwise(sorted(members)):
         if one.name == other.name:
             raise InputError(f"{source}, member '{one.name}': stands there twice; {FETCH_AGAIN}")
-    if not members:
-        raise InputError(f"{source}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return members
 
 

@@ -1,10 +1,18 @@
-"""What an adapter says about one image."""
+"""What passes from the containers to an adapter, and what it says about one image."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from clip_robustness.data.members import Member
+
+class Member(NamedTuple):
+    """A file of a source: its name there ('/' between the parts), and where its bytes lie (see `core.archive`)."""
+
+    name: str
+    archive: str
+    offset: int
+    size: int
+    codec: str = ""
 
 
 class Row(NamedTuple):

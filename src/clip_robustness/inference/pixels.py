@@ -7,6 +7,7 @@ last bit. No torch here: the workers that decode stay small.
 """
 
 import concurrent.futures
+import functools
 import io as bytes_io
 import multiprocessing
 import multiprocessing.connection
@@ -162,6 +163,7 @@ class _Item(NamedTuple):
     archive: str
     offset: int
     size: int
+    codec: str
 
 
 class _Work(NamedTuple):
@@ -195,25 +197,25 @@ def _chunks(columns: Mapping[str, np.ndarray]) -> Iterator[list[_Item]]:
     files = columns["archive"]
     rank = {name: i for i, name in enumerate(sorted(set(files)))}
     order = np.lexsort((columns["offset"], np.array([rank[name] for name in files])))
+    fields = [columns[name].tolist() for name in _Item._fields[1:]]
     for start in range(0, len(order), CHUNK):
         rows = order[start : start + CHUNK].tolist()
-        yield [
-            _Item(i, columns["image_id"][i], files[i], int(columns["offset"][i]), int(columns["size"][i])) for i in rows
-        ]
+        yield [_Item(row, *(values[row] for values in fields)) for row in rows]
 
 
 def _run(work: _Work, chunks: Iterable[list[_Item]], workers: int) -> Iterator[tuple[int, dict[int, str]]]:
     """(images done, faults by row) of each task, in any order. Few tasks wait at a time."""
     if workers <= 1:
-        for chunk in chunks:
-            yield _fill(work, chunk)
+        with ArchiveReader() as reader:
+            for chunk in chunks:
+                yield _fill(work, chunk, reader)
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
         waiting: set[concurrent.futures.Future] = set()
         try:
             for chunk in chunks:
-                waiting.add(pool.submit(_fill, work, chunk))
+                waiting.add(pool.submit(_fill_in_worker, work, chunk))
                 if len(waiting) >= 3 * workers:
                     first = concurrent.futures.FIRST_COMPLETED
                     done, waiting = concurrent.futures.wait(waiting, return_when=first)
@@ -226,13 +228,13 @@ def _run(work: _Work, chunks: Iterable[list[_Item]], workers: int) -> Iterator[t
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fill(work: _Work, chunk: list[_Item]) -> tuple[int, dict[int, str]]:
+def _fill(work: _Work, chunk: list[_Item], reader: ArchiveReader) -> tuple[int, dict[int, str]]:
     """Decode a chunk into its rows of the file; rows that cannot be decoded stay zero."""
     faults: dict[int, str] = {}
-    with ArchiveReader() as reader, work.file.open("r+b", buffering=0) as file:
+    with work.file.open("r+b", buffering=0) as file:
         for item in chunk:
             try:
-                data = reader.read(item.archive, item.offset, item.size, item.image_id)
+                data = reader.read(item.archive, item.offset, item.size, item.image_id, item.codec)
                 pixels = preprocess(decode(data, item.archive, item.image_id), work.spec)
             except (InputError, ValueError, MemoryError) as error:  # the latter two: an absurd aspect ratio
                 named = str(error).startswith(item.archive)
@@ -240,6 +242,16 @@ def _fill(work: _Work, chunk: list[_Item]) -> tuple[int, dict[int, str]]:
                 continue
             _write(file.fileno(), pixels.tobytes(), work.header + item.row * pixels.nbytes)
     return len(chunk), faults
+
+
+def _fill_in_worker(work: _Work, chunk: list[_Item]) -> tuple[int, dict[int, str]]:
+    return _fill(work, chunk, _worker_reader())
+
+
+@functools.cache
+def _worker_reader() -> ArchiveReader:
+    """One for the life of a worker: a row group of a parquet file, once read, serves its next chunks too."""
+    return ArchiveReader()
 
 
 def _write(descriptor: int, data: bytes, position: int) -> None:

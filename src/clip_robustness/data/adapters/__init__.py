@@ -1,20 +1,11 @@
-"""One file a family of data sets: from where images lie to their ids, labels and attributes.
+"""One file a family of data sets: from where files lie to the images' ids, labels and attributes.
 
-An adapter is a function ``adapt(members, space, where)``: `members` are what `data.members` found (name,
-archive, offset, size), `space` is the label space, `where` names the source in errors. It returns one
-`Row` an image. A new family is a new file and a line in `FAMILIES`.
+The adapter of a family is the module of that name here, with a function ``adapt(members, space, where, options)``:
+
+* `members`: every file of the data set's archives (`data.rows.Member`), images or not, sorted. `data.members`
+  has `images` to choose the images, `read` for the bytes of a label file, `group_by_key` for webdataset
+  shards and `columns` for the other columns of a parquet file.
+* `space`: the label space. `where`: names the sources in errors. `options`: the data set's own `options`.
+
+It returns one `data.rows.Row` an image; all rows have the same attributes. A new family is a new file.
 """
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from clip_robustness.data.adapters import class_folders, cue_conflict
-from clip_robustness.data.members import Member
-from clip_robustness.data.rows import Row
-
-Adapter = Callable[[Sequence[Member], Mapping[str, Any], str], list[Row]]
-
-FAMILIES: dict[str, Adapter] = {
-    "class_folders": class_folders.adapt,
-    "cue_conflict": cue_conflict.adapt,
-}

@@ -11,19 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_robustness.core.io import InputError
-from clip_robustness.data.members import Member
-from clip_robustness.data.rows import Row
+from clip_robustness.data.members import images
+from clip_robustness.data.rows import Member, Row
 
 FOLDER = "style-transfer-preprocessed-512"
 FILE = re.compile(r"([a-z_]+)\d+-([a-z_]+)\d+\.\w+")
 
 
-def adapt(members: Sequence[Member], space: Mapping[str, Any], where: str) -> list[Row]:
+def adapt(members: Sequence[Member], space: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> list[Row]:
     """Label = the shape; attribute `texture_class` = the label of the texture's class."""
     positions = {name: position for position, name in enumerate(space["classes"])}
-    inside = [member for member in members if FOLDER in member.name.split("/")[:-1]]
+    stimuli = images(members)
+    inside = [member for member in stimuli if FOLDER in member.name.split("/")[:-1]]
     rows = []
-    for member in inside or members:  # a user's folder may be the stimuli folder itself
+    for member in inside or stimuli:  # a user's folder may be the stimuli folder itself
         shape, file = ("", *member.name.split("/"))[-2:]
         match = FILE.fullmatch(file)
         if not match or match[1] != shape:

@@ -1,0 +1,50 @@
+"""Images with a wrong word printed on them: ImageNet-T and CIFAR-10-T, drawn by this project.
+
+Layout: one folder a true class (WordNet id, class index or name), and ``targets.csv`` with the columns
+``image,target``: ``n01440764/ILSVRC2012_val_00000293.png,n02123045``, the class whose name is printed.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_robustness.core.io import InputError
+from clip_robustness.data.adapters._files import AGAIN, find, label_of, read_text
+from clip_robustness.data.adapters.class_folders import folder_label, folder_labels
+from clip_robustness.data.members import images
+from clip_robustness.data.rows import Member, Row
+
+TARGETS = "targets.csv"
+
+
+def adapt(members: Sequence[Member], space: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> list[Row]:
+    """Label = the class of the folder; attribute `target_class` = the label of the printed class.
+
+    Errors: `InputError` for an image without a target, a target without an image, an unknown class, and a target
+    that is the true class.
+    """
+    labels, table = folder_labels(space), find(members, TARGETS, where)
+    targets = _targets(table)
+    rows = []
+    for member in images(members):
+        folder, file = ("", *member.name.split("/"))[-2:]
+        image_id = f"{folder}/{file}"
+        label = folder_label(folder, member, labels, space, where)
+        target = targets.pop(image_id, None)
+        if target is None:
+            raise InputError(f"{label_of(table)}: no target for the image '{image_id}'; draw the images again")
+        if labels.get(target, label) == label:
+            wrong = "the true class" if target in labels else "no class"
+            raise InputError(f"{label_of(table)}: the target '{target}' of '{image_id}' is {wrong}; draw them again")
+        rows.append(Row(image_id, member, label, {"target_class": labels[target]}))
+    if targets:
+        raise InputError(f"{where}: {len(targets)} images are missing, such as '{min(targets)}'; {AGAIN}")
+    return rows
+
+
+def _targets(member: Member) -> dict[str, str]:
+    table = csv.DictReader(io.StringIO(read_text(member), newline=""))
+    if not {"image", "target"} <= set(table.fieldnames or ()):
+        raise InputError(f"{label_of(member)}: expected the columns image, target; {AGAIN}")
+    return {row["image"]: row["target"] for row in table}

@@ -1,0 +1,219 @@
+"""What a study will download, store and compute, before anything starts: arithmetic on the registry, nothing is read.
+
+The assumptions are printed with the numbers, because a plan is only as good as they are.
+"""
+
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clip_robustness.core.registry import load_study
+from clip_robustness.core.schema import load_yaml
+from clip_robustness.core.study import Dataset, Model, Study
+
+ROOT = Path(__file__).resolve().parents[3]
+GB = 1e9
+FLOP_PER_PARAMETER = 400  # forward pass of one 224 px image: ViT-B/16 406, ResNet-50 320, ViT-L/14 530
+WEIGHT_BYTES = 4
+INDEX_BYTES = 40  # a row of an index; paths compress well
+EMBEDDING_BYTES = 2 * 1000  # a row of logits, float16; features are half to one time that
+DECODED = 500  # images that one core decodes and resizes in a second
+SIZES = ((50, "up to 50 M"), (100, "50 to 100 M"), (200, "100 to 200 M"), (500, "200 to 500 M"), (1e9, "above 500 M"))
+METRICS = ("accuracy", "calibration", "shape_bias")  # those that have a rule
+
+
+class Download(NamedTuple):
+    """Bytes that are declared exactly, and about, and the number of files whose size is not declared."""
+
+    known: int
+    about: int
+    unknown: int
+
+
+def plan_study(config: Path, tflops: float = 40.0) -> None:
+    """Print downloads, disk, GPU-hours and jobs of a study. `tflops`: what one GPU sustains, in 10^12 operations/s."""
+    study = load_study(load_yaml(config), ROOT)
+    print("\n\n".join([_head(study), _downloads(study), _disk(study), _compute(study, tflops), _jobs(study)]))
+
+
+def table(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as aligned text: the first column to the left, numbers to the right; the first row is the header."""
+    cells = [[_text(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    right = [i > 0 and any(isinstance(row[i], int | float) for row in rows) for i in range(len(widths))]
+    lines = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _text(cell: Any) -> str:
+    return f"{cell:,.2f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def download_of(study: Study, names: Iterable[str]) -> Download:
+    """What these data sets download; an archive that several share counts once, what the user has not at all."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for name in names:
+        dataset = study.datasets[name]
+        if study.local(name):
+            continue
+        for archive in dataset.archives:
+            size = archive.get("bytes", 0)
+            key = archive.get("urls", [f"{name}/{archive['file']}"])[0]
+            sizes[key] = (size, 0 if size else archive.get("about_bytes", 0))
+        if dataset.hub:
+            sizes[f"hub:{dataset.hub['repository']}"] = (0, dataset.hub.get("about_bytes", 0))
+    known, about = (sum(pair[i] for pair in sizes.values()) for i in (0, 1))
+    return Download(known, about, sum(pair == (0, 0) for pair in sizes.values()))
+
+
+def stored_bytes(study: Study) -> dict[str, int]:
+    """Bytes that the evaluated part of the study takes on disk, by kind; images of unknown number count as none."""
+    shown = {name: study.datasets[name].images or 0 for name in study.evaluated}
+    specs = {model.preprocessing.key: model.preprocessing.size for model in study.models.values()}
+    pixels = sum(3 * height * width for height, width in specs.values())
+    return {
+        "archives, as far as declared": sum(download_of(study, study.evaluated)[:2]),
+        "weights": round(sum(m.params_m for m in study.models.values()) * 1e6 * WEIGHT_BYTES),
+        "indexes": sum(shown.values()) * INDEX_BYTES,
+        f"pixel caches ({len(specs)} preprocessing specs)": sum(shown.values()) * pixels,
+        "embeddings": sum(shown.values()) * len(study.models) * EMBEDDING_BYTES,
+    }
+
+
+def gpu_seconds(model: Model, images: int, tflops: float) -> float:
+    flop = FLOP_PER_PARAMETER * model.params_m * 1e6 * (model.image_size / 224) ** 2
+    return images * flop / (tflops * 1e12)
+
+
+def job_counts(study: Study) -> dict[str, int]:
+    """Jobs of the default target by rule, as a dry run of an empty checkout counts them."""
+    counts: collections.Counter[str] = collections.Counter()
+    counts["draw_figure"] = len(study.config["figures"])
+    counts["write_report"] = counts["all"] = 1
+    if study.config["published"]:
+        return {**counts, "import_published": 1, "fit_baselines": 1}
+    metrics = {metric: study.with_metric(metric) for metric in METRICS if study.with_metric(metric)}
+    models, filters = list(study.models.values()), _filters(study)
+    for metric, names in metrics.items():
+        counts[f"measure_{metric}"] = len(names) * len(models)
+    counts["measure_accuracy"] += len(filters)
+    counts["fit_temperature"] = len(models) if "calibration" in metrics else 0
+    counts["gather_metric"], counts["gather_models"] = len(metrics), 1
+    counts["fit_baselines"] = int("accuracy" in metrics)
+    counts["build_heads"] = sum(model.has_text_tower for model in models)
+    counts["train_mini"] = sum(model.weights == "mini" for model in models)
+    counts["fetch_weights"] = len(models) - counts["train_mini"]
+    for suite, names in study.suites.items():
+        only_pools = all(study.datasets[name].role == "pool" for name in names)
+        runs = [m for m in models if not only_pools or any((m.model, n) in filters for n in names)]
+        counts[f"embed_{suite}"] = len(runs)
+        counts["cache_pixels"] += len(names) * len({m.preprocessing.key for m in runs})
+    counts.update(_data_jobs(study))
+    return {rule: count for rule, count in counts.items() if count}
+
+
+def _filters(study: Study) -> set[tuple[str, str]]:
+    """(model, pool) whose predictions choose the images of a filtered data set."""
+    details = [study.datasets[name].details for name in study.evaluated]
+    return {(d["filter_model"], d["pool"]) for d in details if "pool" in d}
+
+
+def _data_jobs(study: Study) -> dict[str, int]:
+    sources = {m.finetuned_on or m.source for m in study.models.values() if m.weights == "mini"}
+    needed = {*study.evaluated, *(name for name in sources if name in study.datasets)}
+    entries = [study.datasets[name] for name in needed]
+    fetched = [d for d in entries if not study.local(d.name)]
+    spaces = {d.labels for d in entries} | set(study.base_spaces)
+    spaces |= {study.base_space(d.name) for d in entries}
+    return {
+        "render_world": sum("world" in d.details for d in entries),
+        "filter_misclassified": sum("pool" in d.details for d in entries),
+        "index_dataset": sum(not d.is_rendered for d in entries),
+        "fetch_archive": sum(len(d.archives) for d in fetched),
+        "fetch_hub": sum(bool(d.hub) for d in fetched),
+        "write_label_space": len(spaces),
+    }
+
+
+def _head(study: Study) -> str:
+    lines = [f"{study.name}: {study.config['title']}"]
+    evaluated, demand = len(study.evaluated), len(study.datasets) - len(study.evaluated)
+    lines.append(f"{len(study.models)} models; {evaluated} data sets to evaluate, {demand} more on demand")
+    if study.unavailable:
+        names = ", ".join(study.unavailable)
+        lines.append(f"waiting for you (`python -m clip_robustness doctor` says what to do): {names}")
+    return "\n".join([*lines, *study.remarks])
+
+
+def _downloads(study: Study) -> str:
+    demand = [name for name in study.datasets if name not in study.evaluated]
+    rows: list[Sequence[Any]] = [("DOWNLOADS", "images", "GB", "about GB", "files of unknown size", "")]
+    for title, names in (("evaluated", study.evaluated), ("on demand", demand)):
+        for name in names:
+            size, dataset = download_of(study, [name]), study.datasets[name]
+            note = "yours" if study.local(name) else _waits(study, dataset)
+            rows.append((name, dataset.images or "?", size.known / GB, size.about / GB, size.unknown, note))
+        total = download_of(study, names)
+        images = sum(study.datasets[name].images or 0 for name in names)
+        rows.append((f"all {title}", images, total.known / GB, total.about / GB, total.unknown, ""))
+    weights = sum(m.params_m for m in study.models.values() if m.weights.startswith("hub:"))
+    rows.append(("weights", "", 0.0, weights * 1e6 * WEIGHT_BYTES / GB, 0, "4 bytes a parameter"))
+    notes = [
+        "GB: declared to the byte; about GB: declared roughly. What you have is not counted; an archive that several",
+        "data sets share is counted once in a sum.",
+        "On demand: `snakemake data` downloads and indexes them; no figure shows them yet.",
+    ]
+    return "\n".join([table(rows), *notes])
+
+
+def _waits(study: Study, dataset: Dataset) -> str:
+    if dataset.name not in study.unavailable:
+        return ""
+    return "waiting for you" + ("" if dataset.access == "open" else f" ({dataset.access.replace('_', ' ')})")
+
+
+def _disk(study: Study) -> str:
+    stored = stored_bytes(study)
+    rows: list[Sequence[Any]] = [("DISK", "GB"), *((kind, size / GB) for kind, size in stored.items())]
+    notes = [
+        f"Assumed: {INDEX_BYTES} bytes a row of an index, {EMBEDDING_BYTES} bytes an image and model.",
+        "A gzipped archive takes its size once more: it is unpacked to a tar beside it.",
+    ]
+    return "\n".join([table([*rows, ("all", sum(stored.values()) / GB)]), *notes])
+
+
+def _compute(study: Study, tflops: float) -> str:
+    suites = {suite: sum(study.datasets[n].images or 0 for n in names) for suite, names in study.suites.items()}
+    titles = [f"{suite} ({images:,})" for suite, images in suites.items()]
+    rows: list[Sequence[Any]] = [("GPU-HOURS by parameters", "models", *titles, "all")]
+    smaller = 0.0
+    for largest, title in SIZES:
+        models = [m for m in study.models.values() if smaller < m.params_m <= largest]
+        smaller = largest
+        if models:
+            rows.append((title, len(models), *_hours(models, suites, tflops)))
+    rows.append(("all", len(study.models), *_hours(study.models.values(), suites, tflops)))
+    specs = len({m.preprocessing.key for m in study.models.values()})
+    decode = sum(suites.values()) * specs / DECODED / 3600
+    notes = [
+        f"Assumed: {FLOP_PER_PARAMETER} operations a parameter and 224 px image (in proportion to the pixels; the text",
+        f"tower is counted, so CLIPs need less), {tflops:g} TFLOP/s sustained (--tflops). In brackets: images.",
+        f"Decoding: {decode:.2f} core-hours at {DECODED} images a second and core, {specs} preprocessing specs.",
+    ]
+    return "\n".join([table(rows), *notes])
+
+
+def _hours(models: Iterable[Model], suites: Mapping[str, int], tflops: float) -> list[float]:
+    chosen = list(models)
+    hours = [sum(gpu_seconds(m, n, tflops) for m in chosen) / 3600 for n in suites.values()]
+    return [*hours, sum(hours)]
+
+
+def _jobs(study: Study) -> str:
+    counts = job_counts(study)
+    rows: list[Sequence[Any]] = [("JOBS of the default target", "number"), *sorted(counts.items())]
+    return table([*rows, ("all rules", sum(counts.values()))])
