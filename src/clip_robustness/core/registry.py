@@ -105,8 +105,9 @@ class Study:
 
     def partner(self, dataset: str) -> str:
         """The in-distribution partner of a shift, or '' where there is none."""
-        shares = self.id_dataset and self.base_space(dataset) == self.base_space(self.id_dataset)
-        return self.id_dataset if shares and dataset != self.id_dataset else ""
+        if not self.id_dataset or dataset == self.id_dataset or self.datasets[dataset].role == "pool":
+            return ""
+        return self.id_dataset if self.base_space(dataset) == self.base_space(self.id_dataset) else ""
 
     @property
     def evaluated(self) -> list[str]:
@@ -127,11 +128,7 @@ class Study:
 
     def with_metric(self, metric: str) -> list[str]:
         """Data sets that count for a metric family (a pool is measured only to be filtered)."""
-        return [
-            n
-            for n in self.evaluated
-            if metric in self.datasets[n].metrics and self.datasets[n].role != "pool"
-        ]
+        return [n for n in self.evaluated if metric in self.datasets[n].metrics and self.datasets[n].role != "pool"]
 
 
 def load_study(config: Mapping[str, Any], root: Path) -> Study:
@@ -152,9 +149,7 @@ def load_study(config: Mapping[str, Any], root: Path) -> Study:
     _check_id_dataset(config, used, f"{where}, field 'id_dataset'", problems)
     for model in chosen.values():
         for needed in {model.parent} - {""} - set(chosen) if model.weights == "mini" else ():
-            problems.append(
-                f"{where}, models: '{model.model}' is fine-tuned from '{needed}', which is left out"
-            )
+            problems.append(f"{where}, models: '{model.model}' is fine-tuned from '{needed}', which is left out")
     _stop(problems)
     return Study(config["study"], config, chosen, used, label_spaces, prompts)
 
@@ -175,9 +170,7 @@ def load_models(path: Path, root: Path) -> dict[str, Model]:
         for name in [n for n in header if n not in fields]:
             problems.append(f"{path}, header: {_unknown(name, fields, 'the columns', 'column')}")
         missing = [n for n in fields if n not in header]
-        problems.append(
-            f"{path}, header: expected the columns {', '.join(fields)}; missing: {', '.join(missing)}"
-        )
+        problems.append(f"{path}, header: expected the columns {', '.join(fields)}; missing: {', '.join(missing)}")
         _stop(problems)
     models: dict[str, Model] = {}
     lines: dict[str, int] = {}
@@ -220,9 +213,7 @@ def load_datasets(path: Path, root: Path) -> tuple[dict[str, Dataset], dict[str,
     for name, space in spaces.items():
         base = space.get("base")
         if base and base not in spaces:
-            problems.append(
-                f"{path}, label_spaces.{name}.base: {_unknown(base, spaces, path, 'label space')}"
-            )
+            problems.append(f"{path}, label_spaces.{name}.base: {_unknown(base, spaces, path, 'label space')}")
     common = {field.name for field in dataclasses.fields(Dataset)} - {"name", "details"}
     datasets = {}
     for name, entry in entries.items():
@@ -257,9 +248,7 @@ def _check_id_dataset(config: Mapping[str, Any], used: Mapping[str, Dataset], wh
         problems.append(f"{where}: expected one data set with role 'id' in the study, found {found}; name one here")
 
 
-def _choose(
-    table: Mapping[str, Any], choice: Mapping[str, Any], where: str, problems: list[str]
-) -> dict[str, Any]:
+def _choose(table: Mapping[str, Any], choice: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
     """The rows that `choice` names one by one (`names`) or by set (`sets`), less those in `without`."""
     known_sets = {name for row in table.values() for name in row.sets}
     for name in choice["sets"]:
@@ -311,9 +300,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
             for key in keys:
                 if keys.count(key) > 1:
                     line = node.start_mark.line + 1
-                    raise InputError(
-                        f"{path}, mapping that starts at line {line}: the key '{key}' stands there twice"
-                    )
+                    raise InputError(f"{path}, mapping that starts at line {line}: the key '{key}' stands there twice")
             return super().construct_mapping(node, deep)
 
     try:
@@ -346,17 +333,13 @@ def _readable(error: Any) -> str:
     match error.validator:
         case "enum":
             valid = [str(v) for v in error.validator_value]
-            return (
-                f"'{error.instance}' is not one of {', '.join(valid)}{nearest(error.instance, valid)}{hint}"
-            )
+            return f"'{error.instance}' is not one of {', '.join(valid)}{nearest(error.instance, valid)}{hint}"
         case "additionalProperties":
             known = list(error.schema["properties"])
             unknown = [name for name in error.instance if name not in known]
             return "; ".join(f"unknown field '{n}'{nearest(n, known)}" for n in unknown)
         case "type":
-            types = (
-                error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-            )
+            types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
             return f"{error.instance!r} given, expected {' or '.join(types)}{hint}"
         case "pattern":
             return f"{error.instance!r} does not match {error.validator_value}{hint}"

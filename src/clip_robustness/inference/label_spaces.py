@@ -49,9 +49,7 @@ def _base_classes(classes: Any) -> tuple[list[str], list[str]]:
     raise io.InputError(f"label space: '{classes}' needs a base space")
 
 
-def _subset(
-    name: str, space: dict[str, Any], parent: dict[str, Any]
-) -> tuple[list[str], list[list[int]], str]:
+def _subset(name: str, space: dict[str, Any], parent: dict[str, Any]) -> tuple[list[str], list[list[int]], str]:
     classes = space["classes"]
     if isinstance(classes, list):
         unknown = [c for c in classes if c not in parent["classes"]]
@@ -60,9 +58,7 @@ def _subset(
         return classes, [[parent["classes"].index(c)] for c in classes], "max"
     if isinstance(classes, dict):
         return list(classes), [_numbers(text) for text in classes.values()], "mean_probability"
-    chosen = [
-        parent["wnids"].index(wnid) for wnid in _timm_list(f"{classes.removeprefix('timm:')}_synsets.txt")
-    ]
+    chosen = [parent["wnids"].index(wnid) for wnid in _timm_list(f"{classes.removeprefix('timm:')}_synsets.txt")]
     return [parent["classes"][i] for i in chosen], [[i] for i in chosen], "max"
 
 

@@ -228,7 +228,10 @@ def fit_baselines_file(
     )
     study = "+".join(sorted({str(r["study"]) for r in rows}))
     write_table(baselines, {name: [r[name] for r in fits.baselines] for name in BASELINE_COLUMNS})
-    found = sorted([*fits.rows, *average], key=lambda r: [r[name] for name in ("model", "dataset", "metric", "slice", "convention")])
+    found = sorted(
+        [*fits.rows, *average],
+        key=lambda r: [r[name] for name in ("model", "dataset", "metric", "slice", "convention")],
+    )
     write_table(out, {name: [{"study": study, **r}[name] for r in found] for name in COLUMNS})
     for note in fits.notes:
         print(note, file=sys.stderr)
