@@ -44,12 +44,12 @@ def test_the_mini_zoo_covers_the_six_factors(root):
 
 
 def spoil_group(house):
-    edit(house / "config/models.tsv", "\tclip_zero_shot\t", "\tclip_zeroshot\t")
+    edit(house / "config/mini/models.tsv", "\tclip_zero_shot\t", "\tclip_zeroshot\t")
     return ["models.tsv", "line ", "'group'", "did you mean 'clip_zero_shot'"]
 
 
 def spoil_duplicate(house):
-    path = house / "config/models.tsv"
+    path = house / "config/mini/models.tsv"
     lines = path.read_text().splitlines()
     row = next(i for i, line in enumerate(lines) if line.startswith("mini_"))
     path.write_text("\n".join([*lines, lines[row]]) + "\n")
@@ -57,23 +57,23 @@ def spoil_duplicate(house):
 
 
 def spoil_columns(house):
-    edit(house / "config/models.tsv", "preprocess", "preproces")
+    edit(house / "config/mini/models.tsv", "preprocess", "preproces")
     return ["models.tsv", "header", "preproces", "did you mean 'preprocess'"]
 
 
 def spoil_short_row(house):
-    path = house / "config/models.tsv"
+    path = house / "config/mini/models.tsv"
     path.write_text(path.read_text() + "mini_new\tonly two\n")
     return ["models.tsv", "mini_new", "2 fields, expected"]
 
 
 def spoil_preprocess(house):
-    edit(house / "config/models.tsv", "resize(48,bicubic)", "resise(48,bicubic)")
+    edit(house / "config/mini/models.tsv", "resize(48,bicubic)", "resise(48,bicubic)")
     return ["models.tsv", "'preprocess'", "resise", "resize"]
 
 
 def spoil_number(house):
-    path = house / "config/models.tsv"
+    path = house / "config/mini/models.tsv"
     lines = path.read_text().splitlines()
     row = next(i for i, line in enumerate(lines) if line.startswith("mini_"))
     fields = lines[row].split("\t")
@@ -84,33 +84,33 @@ def spoil_number(house):
 
 
 def spoil_parent(house):
-    edit(house / "config/models.tsv", "\tmini_clip_vit_biased\t", "\tmini_clip_vit_biassed\t")
+    edit(house / "config/mini/models.tsv", "\tmini_clip_vit_biased\t", "\tmini_clip_vit_biassed\t")
     return ["models.tsv", "'parent'", "did you mean 'mini_clip_vit_biased'"]
 
 
 def spoil_labels(house):
-    edit(house / "config/datasets.yaml", "labels: mini_subset", "labels: mini_subsett")
+    edit(house / "config/mini/datasets.yaml", "labels: mini_subset", "labels: mini_subsett")
     return ["datasets.yaml", ".labels", "mini_subsett", "did you mean 'mini_subset'"]
 
 
 def spoil_role(house):
-    edit(house / "config/datasets.yaml", "role: natural_shift", "role: natural_shit")
+    edit(house / "config/mini/datasets.yaml", "role: natural_shift", "role: natural_shit")
     return ["datasets.yaml", "role", "did you mean 'natural_shift'"]
 
 
 def spoil_field(house):
-    edit(house / "config/datasets.yaml", "licence: MIT", "license: MIT")
+    edit(house / "config/mini/datasets.yaml", "licence: MIT", "license: MIT")
     return ["datasets.yaml", "'license'", "did you mean 'licence'"]
 
 
 def spoil_twice(house):
-    path = house / "config/datasets.yaml"
+    path = house / "config/mini/datasets.yaml"
     path.write_text(path.read_text() + "\nlabel_spaces: {}\n")
     return ["datasets.yaml", "label_spaces", "twice"]
 
 
 def spoil_yaml(house):
-    path = house / "config/datasets.yaml"
+    path = house / "config/mini/datasets.yaml"
     path.write_text(path.read_text() + "\n  : [\n")
     return ["datasets.yaml", "not valid YAML"]
 
@@ -138,26 +138,30 @@ def test_a_fault_in_a_table_is_one_clear_message(house, spoil):
         ({"sead": 3}, ["'sead'", "did you mean 'seed'"]),
         ({"resamples": "many"}, ["resamples", "expected integer"]),
         ({"datasets": {"sets": ["mini"], "without": ["mini_val"]}}, ["'id_dataset'", "found none"]),
-        ({"models": {"names": ["mini_clip_vit_biased_contrastive"]}}, ["fine-tuned from", "left out"]),
+        ({"models": {"sets": [], "names": ["mini_clip_vit_contrastive"]}}, ["fine-tuned from", "left out"]),
     ],
 )
 def test_a_fault_in_a_config_is_one_clear_message(house, change, expected):
     with pytest.raises(InputError) as caught:
-        load_study({**config(house), **change}, house)
+        load_study(merged(config(house), change), house)
     for part in expected:
         assert part in str(caught.value)
+
+
+def merged(config, change):
+    return {**config, **{k: {**config[k], **v} if isinstance(v, dict) else v for k, v in change.items()}}
 
 
 def test_all_faults_are_listed_at_once(house):
     spoil_group(house)
     spoil_preprocess(house)
     with pytest.raises(InputError) as caught:
-        load_models(house / "config/models.tsv", house)
+        load_models(house / "config/mini/models.tsv", house)
     assert len(str(caught.value).splitlines()) >= 2
 
 
 def test_a_dataset_is_one_entry(house):
-    path = house / "config/datasets.yaml"
+    path = house / "config/mini/datasets.yaml"
     entry = (
         "  mini_extra:\n    {title: Extra, family: mini_world, labels: mini, images: 100, role: natural_shift,\n"
         "     suite: natural, sets: [mini], licence: MIT, world: {seed: 9, rho: 0.5}}\n"
