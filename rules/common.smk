@@ -246,10 +246,9 @@ def world_json(wildcards):
     """A rendered world's settings. `scale` shrinks every mini data set alike."""
     dataset = study.datasets[wildcards.dataset]
     images = max(1, round(dataset.images * config["scale"]))
-    return json.dumps(
-        {"name": dataset.name, "images": images, **dataset.details["world"]},
-        sort_keys=True,
-    )
+    classes = study.label_spaces[dataset.labels]["classes"]
+    facts = {"name": dataset.name, "images": images, "classes": classes}
+    return json.dumps({**facts, **dataset.details["world"]}, sort_keys=True)
 
 
 def pool_of_dataset(wildcards):
@@ -274,17 +273,21 @@ def training_data(wildcards):
     return files
 
 
+def parent_folder(wildcards, input):
+    return (
+        f"--parent {shlex.quote(str(Path(input.parent).parent))}"
+        if input.get("parent")
+        else ""
+    )
+
+
 def recipe_json(wildcards):
-    row = vars(study.models[wildcards.model]) | {
-        "scale": config["scale"],
-        "training": config["training"],
-    }
-    wanted = {
-        k: v
-        for k, v in row.items()
-        if k not in ("title", "note", "sets", "licence", "preprocessing")
-    }
-    return json.dumps(wanted, sort_keys=True)
+    """A mini model's line, as far as it decides the weights, and how the zoo is trained."""
+    names = "model library architecture finetuning loss train_images"
+    row = {name: getattr(study.models[wildcards.model], name) for name in names.split()}
+    return json.dumps(
+        {**row, **config["training"], "fraction": config["scale"]}, sort_keys=True
+    )
 
 
 def models_json():
@@ -313,6 +316,10 @@ def fit_options():
 
 def published_files():
     return sorted(str(path) for path in (HERE / config["published"]).glob("*.csv"))
+
+
+def captions_folder(wildcards, input):
+    return str(Path(input.captions[0]).parent)
 
 
 FIGURE_TABLES = {

@@ -57,7 +57,7 @@ rule train_mini:
     params:
         recipe=recipe_json,
         folder=subpath(output[0], parent=True),
-        parent=optional("parent"),
+        parent=parent_folder,
         code=code_hash("mini.train"),
     shell:
         "python -m clip_robustness train-mini --recipe {params.recipe:q} --index {input.index:q}"

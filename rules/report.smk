@@ -17,7 +17,7 @@ rule write_report:
     params:
         study=study.name,
         title=config["title"],
-        captions=str(HERE / "report/captions"),
+        captions=captions_folder,
         code=code_hash("report.page"),
     shell:
         "python -m clip_robustness report --study {params.study} --title {params.title:q}"

@@ -11,8 +11,8 @@ if not config["published"]:
         input:
             metric_files,
         output:
-            "<results>/tables/{metric}.parquet",
-            "<results>/tables/{metric}.csv",
+            parquet="<results>/tables/{metric}.parquet",
+            csv="<results>/tables/{metric}.csv",
         log:
             "<logs>/gather_metric/{metric}.log",
         conda:
@@ -22,12 +22,12 @@ if not config["published"]:
             code=code_hash("metrics.gather"),
         shell:
             "python -m clip_robustness gather --study {params.study} --metrics {input:q}"
-            " --out {output[0]:q} 2> {log:q}"
+            " --out {output.parquet:q} 2> {log:q}"
 
     rule gather_models:
         output:
-            "<results>/tables/models.parquet",
-            "<results>/tables/models.csv",
+            parquet="<results>/tables/models.parquet",
+            csv="<results>/tables/models.csv",
         log:
             "<logs>/gather_models.log",
         conda:
@@ -36,7 +36,7 @@ if not config["published"]:
             models=models_json(),
             code=code_hash("metrics.gather"),
         shell:
-            "python -m clip_robustness gather-models --models {params.models:q} --out {output[0]:q} 2> {log:q}"
+            "python -m clip_robustness gather-models --models {params.models:q} --out {output.parquet:q} 2> {log:q}"
 
 
 rule fit_baselines:

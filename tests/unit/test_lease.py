@@ -41,9 +41,7 @@ def environment(root, tmp_path, monkeypatch):
 def test_four_jobs_on_two_devices_never_share_one(environment, tmp_path):
     environment[lease_module.DEVICES_VARIABLE] = "0,1"
     jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOB, str(tmp_path), "8"], env=environment, stderr=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", JOB, str(tmp_path), "8"], env=environment, stderr=subprocess.PIPE)
         for _ in range(4)
     ]
     errors = [job.communicate()[1].decode() for job in jobs]
@@ -62,9 +60,7 @@ def test_a_killed_job_frees_its_device_at_once(environment, tmp_path):
         assert holder.stdout.readline() == b"held\n"
         holder.kill()
         holder.wait()
-        subprocess.run(
-            [sys.executable, "-c", JOB, str(tmp_path), "1"], env=environment, check=True, timeout=60
-        )
+        subprocess.run([sys.executable, "-c", JOB, str(tmp_path), "1"], env=environment, check=True, timeout=60)
 
 
 def test_without_a_gpu_it_says_so_once_and_runs_on_the_cpu(environment, monkeypatch, capsys):

@@ -13,7 +13,7 @@ import pytest
 
 from clip_robustness.core import io
 
-from .conftest import SMALL_CONFIG, build_house, write_small
+from .conftest import SMALL, SMALL_CONFIG, build_house
 
 pytestmark = pytest.mark.slow
 
@@ -82,11 +82,11 @@ def test_another_seed_keeps_the_embeddings(changed):
 
 def test_one_new_model_line_embeds_one_model(changed):
     """The new line points at weights that lie in a folder: one copy, one embed, its metrics, the tables."""
-    table = changed.path / "config/models.tsv"
+    table = changed.path / "config/mini/models.tsv"
     lines = table.read_text().splitlines()
-    line = next(text for text in lines if text.startswith("mini_clip_vit_biased_contrastive\t")).split("\t")
+    line = next(text for text in lines if text.startswith("mini_clip_vit_contrastive\t")).split("\t")
     line[lines[0].split("\t").index("model")] = "mine"
-    line[lines[0].split("\t").index("weights")] = "local:resources/mini/weights/mini_clip_vit_biased_contrastive"
+    line[lines[0].split("\t").index("weights")] = "local:resources/mini/weights/mini_clip_vit_contrastive"
     table.write_text("\n".join([*lines, "\t".join(line)]) + "\n")
     small = changed.path / "small.yaml"
     small.write_text(small.read_text() + "    - mine\n")
@@ -97,15 +97,15 @@ def test_one_new_model_line_embeds_one_model(changed):
     rows = io.read_parquet(changed.path / "results/mini/tables/accuracy.parquet")
     by_model = {
         name: rows["value"][(rows["model"] == name) & (rows["metric"] == "accuracy")].tolist()
-        for name in ("mine", "mini_clip_vit_biased_contrastive")
+        for name in ("mine", "mini_clip_vit_contrastive")
     }
-    assert by_model["mine"] and by_model["mine"] == by_model["mini_clip_vit_biased_contrastive"]
+    assert by_model["mine"] and by_model["mine"] == by_model["mini_clip_vit_contrastive"]
 
 
 def test_kill_9_at_random_moments_loses_nothing(small_house, tmp_path, root):
     """Twenty times: kill every process, unlock, go on. The tables are those of the uninterrupted run."""
     house = build_house(tmp_path / "house", root)
-    write_small(house)
+    (house.path / "small.yaml").write_text(SMALL)
     moments = random.Random(0)
     kills = 0
     while kills < 20:

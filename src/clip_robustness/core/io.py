@@ -188,11 +188,7 @@ def check_sealed(folder: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise InputError(
-                f"{path}: the manifest beside it lists this file, and it is gone; delete the folder"
-            )
+            raise InputError(f"{path}: the manifest beside it lists this file, and it is gone; delete the folder")
         if sha256_file(path) != expected:
-            raise InputError(
-                f"{path}: its SHA-256 is not that of the manifest beside it; delete the folder and rerun"
-            )
+            raise InputError(f"{path}: its SHA-256 is not that of the manifest beside it; delete the folder and rerun")
     return manifest

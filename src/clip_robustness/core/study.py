@@ -170,8 +170,9 @@ class Study:
 
     def partner(self, dataset: str) -> str:
         """The in-distribution partner of a shift, or '' where there is none."""
-        shares = self.id_dataset and self.base_space(dataset) == self.base_space(self.id_dataset)
-        return self.id_dataset if shares and dataset != self.id_dataset else ""
+        if not self.id_dataset or dataset == self.id_dataset or self.datasets[dataset].role == "pool":
+            return ""
+        return self.id_dataset if self.base_space(dataset) == self.base_space(self.id_dataset) else ""
 
     @property
     def evaluated(self) -> list[str]:

@@ -100,7 +100,7 @@ def _scaling(axes: Axes, points: pd.DataFrame, metric: str, title: str) -> None:
                                 markersize=2.4 if crowded else 3.6, color=colour, markerfacecolor=fill,
                                 markeredgecolor=colour, markeredgewidth=0.7)  # fmt: skip
             style.mark_group(dots, group)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
     style.percent_axis(axes, "x")
     axes.set_xlabel("Accuracy (%)")
 

@@ -105,9 +105,7 @@ def embed(
             io.write_json(out / f"{path.stem}.json", {**manifest, "dataset": path.stem, **masked})
 
 
-def _embed_one(
-    encoder: _Encoder, images: np.ndarray, folder: Path, what: str, identity: dict[str, Any]
-) -> None:
+def _embed_one(encoder: _Encoder, images: np.ndarray, folder: Path, what: str, identity: dict[str, Any]) -> None:
     whole = folder / "embeddings.npy"
     if not whole.is_file():
         shards = _embed_shards(encoder, images, folder, what)
@@ -140,8 +138,6 @@ def _embed_shards(encoder: _Encoder, images: np.ndarray, folder: Path, what: str
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     """bf16 on a GPU or a CPU that computes in it (AMX, AVX512-BF16), float32 else or when asked for."""
     if precision == "auto":
-        fast = (
-            torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        )
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         precision = "bf16" if fast else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

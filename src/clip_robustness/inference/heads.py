@@ -39,9 +39,7 @@ def templates(table: Path, name: str) -> list[str]:
         found = [function("{}") for function in functions][: entry.get("first")]
     wrong = [text for text in found if text.count("{}") != 1]
     if wrong or not found:
-        raise io.InputError(
-            f"{table}, prompt set '{name}': every template needs one {{}}; not so: {wrong[:3]}"
-        )
+        raise io.InputError(f"{table}, prompt set '{name}': every template needs one {{}}; not so: {wrong[:3]}")
     return found
 
 
@@ -104,11 +102,7 @@ def trims(clip: Any, probe: Tensor) -> bool:
     """Whether cutting the padding behind the end token leaves this tower's features as they are."""
     causal = getattr(clip, "attn_mask", None)
     projection = getattr(clip, "text_projection", None)
-    if (
-        causal is None
-        or getattr(clip, "text_pool_type", None) != "argmax"
-        or not isinstance(projection, Tensor)
-    ):
+    if causal is None or getattr(clip, "text_pool_type", None) != "argmax" or not isinstance(projection, Tensor):
         return False
     length = int(probe.argmax(dim=-1).max()) + 1
     full = clip.encode_text(probe, normalize=True)

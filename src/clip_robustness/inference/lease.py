@@ -22,9 +22,7 @@ def devices() -> list[str]:
     """Ids of the GPUs that this process may choose from."""
     for variable in (DEVICES_VARIABLE, "CUDA_VISIBLE_DEVICES"):
         if variable in os.environ:
-            return [
-                part.strip() for part in os.environ[variable].split(",") if part.strip() not in ("", "-1")
-            ]
+            return [part.strip() for part in os.environ[variable].split(",") if part.strip() not in ("", "-1")]
     nodes = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
     return sorted((match[1] for match in nodes if match), key=int)
 

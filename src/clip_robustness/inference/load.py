@@ -28,9 +28,7 @@ class ImageModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, tower: nn.Module, kind: str, mean: tuple[float, ...], std: tuple[float, ...], head=None
-    ):
+    def __init__(self, tower: nn.Module, kind: str, mean: tuple[float, ...], std: tuple[float, ...], head=None):
         super().__init__()
         self.tower, self.kind, self.head = tower, kind, head
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1) * 255)
@@ -45,9 +43,7 @@ class ImageModel(nn.Module):
         return self.head(features) if self.head is not None else features
 
 
-def load_image_model(
-    folder: Path, library: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> ImageModel:
+def load_image_model(folder: Path, library: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageModel:
     """Load the image side of a model, in float32 on the CPU, checksums first."""
     check_sealed(folder)
     if library == "timm":
@@ -121,7 +117,5 @@ def to_float16(values: np.ndarray, what: str, first_row: int = 0) -> np.ndarray:
     bad = ~np.isfinite(stored).all(axis=1)
     if bad.any():
         rows = np.flatnonzero(bad)[:5] + first_row
-        raise InputError(
-            f"{what}: not finite in float16 for image rows {rows.tolist()}; try `precision: fp32`"
-        )
+        raise InputError(f"{what}: not finite in float16 for image rows {rows.tolist()}; try `precision: fp32`")
     return stored

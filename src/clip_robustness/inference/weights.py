@@ -32,9 +32,7 @@ def fetch_weights(model: str, library: str, weights: str, out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         folder = Path(name) / "weights"
         facts = (
-            _from_hub(model, library, place, folder)
-            if scheme == "hub"
-            else _from_folder(model, library, place, folder)
+            _from_hub(model, library, place, folder) if scheme == "hub" else _from_folder(model, library, place, folder)
         )
         for path in sorted(folder.iterdir()):
             if path.is_file():
@@ -67,13 +65,9 @@ def _from_hub(model: str, library: str, place: str, folder: Path) -> dict[str, s
             f"{where}: the repository is gated; accept its terms and log in with `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
-        raise io.InputError(
-            f"{where}: no such repository or revision; check the line in models.tsv"
-        ) from None
+        raise io.InputError(f"{where}: no such repository or revision; check the line in models.tsv") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise io.InputError(
-            f"{where}: cannot reach the model hub ({error}); run where there is a network"
-        ) from None
+        raise io.InputError(f"{where}: cannot reach the model hub ({error}); run where there is a network") from None
     return {"repository": repository, "revision": str(info.sha)}
 
 

@@ -201,8 +201,8 @@ def fit_baselines_file(
 
     reference: the in-distribution data set (default: the only one whose name ends in `_val`). natural: the
     shifts of the average as of `natural_average` (default: `SEVEN_SHIFTS` when it is ImageNet, else every
-    other data set); its rows stand in `out` too. Every data set of the accuracy table but the reference is fitted, and the average. What
-    has no baseline is said on standard error.
+    other data set); its rows stand in `out` too. Every data set of the accuracy table but the reference is
+    fitted, and the average. What has no baseline is said on standard error.
     """
     columns = io.read_parquet(accuracy)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -228,7 +228,10 @@ def fit_baselines_file(
     )
     study = "+".join(sorted({str(r["study"]) for r in rows}))
     write_table(baselines, {name: [r[name] for r in fits.baselines] for name in BASELINE_COLUMNS})
-    found = sorted([*fits.rows, *average], key=lambda r: [r[name] for name in ("model", "dataset", "metric", "slice", "convention")])
+    found = sorted(
+        [*fits.rows, *average],
+        key=lambda r: [r[name] for name in ("model", "dataset", "metric", "slice", "convention")],
+    )
     write_table(out, {name: [{"study": study, **r}[name] for r in found] for name in COLUMNS})
     for note in fits.notes:
         print(note, file=sys.stderr)

@@ -39,9 +39,7 @@ def gather(study: str, metrics: Sequence[Path], out: Path) -> None:
     rows.sort(key=lambda row: [row[name] for name in KEY])
     for one, two in itertools.pairwise(rows):
         if all(one[name] == two[name] for name in KEY):
-            raise io.InputError(
-                f"two rows for {[one[name] for name in KEY]}; each may stand in one metric file only"
-            )
+            raise io.InputError(f"two rows for {[one[name] for name in KEY]}; each may stand in one metric file only")
     write_table(out, {name: [row[name] for row in rows] for name in COLUMNS})
 
 
@@ -49,10 +47,7 @@ def gather_models(models: Mapping[str, Any], out: Path) -> None:
     """Write the table of models: `models` is {"columns": [...], "rows": [[...], ...]}."""
     write_table(
         out,
-        {
-            name: list(column)
-            for name, column in zip(models["columns"], zip(*models["rows"], strict=True), strict=True)
-        },
+        {name: list(column) for name, column in zip(models["columns"], zip(*models["rows"], strict=True), strict=True)},
     )
 
 

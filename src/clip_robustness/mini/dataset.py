@@ -43,9 +43,9 @@ def render_dataset(world: Mapping[str, Any], archive: Path, index: Path, geometr
                 shapes.append(part[1:])
             progress.update(len(part.images))
     if geometry is not None:
-        arrays = (np.concatenate(a) for a in zip(*shapes, strict=True))
+        depth, normals, mask = (np.concatenate(arrays) for arrays in zip(*shapes, strict=True))
         with atomic(geometry) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **dict(zip(("depth", "normals", "mask"), arrays, strict=True)))
+            np.savez_compressed(file, depth=depth, normals=normals, mask=mask)
     columns: dict[str, Any] = {"image_id": scenes["image_id"], "archive": [str(archive)] * n}
     columns |= {"offset": offsets, "size": sizes, "label": scenes["label"], "caption": scenes["caption"]}
     write_parquet(index, columns | {name: scenes[name] for name in FACTORS})

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 
-def _soft(x: Tensor, w: Tensor) -> Tensor:
+def soft(x: Tensor, w: Tensor) -> Tensor:
     """0 below, 1 above zero, linear over a pixel."""
     return (x / w + 0.5).clamp(0, 1)
 
 
-def _saw(x: Tensor) -> Tensor:
+def saw(x: Tensor) -> Tensor:
     """Distance to the nearest whole number: 0 at each, 0.5 between."""
     return (x - x.round()).abs()
 
@@ -27,7 +27,7 @@ def _hash(i: Tensor, j: Tensor, phase: Tensor) -> Tensor:
     return torch.remainder(torch.sin(mixed) * 43758.5453, 1.0).float()
 
 
-def _noise(u: Tensor, v: Tensor, phase: Tensor) -> Tensor:
+def noise(u: Tensor, v: Tensor, phase: Tensor) -> Tensor:
     """Smooth value noise."""
     i, j = u.floor(), v.floor()
     a, b = u - i, v - j
@@ -38,42 +38,42 @@ def _noise(u: Tensor, v: Tensor, phase: Tensor) -> Tensor:
 
 
 def striped(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    return _soft(_saw(v) - 0.25, w)
+    return soft(saw(v) - 0.25, w)
 
 
 def diagonal(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    return _soft(_saw((u + v) * math.sqrt(0.5)) - 0.25, w)
+    return soft(saw((u + v) * math.sqrt(0.5)) - 0.25, w)
 
 
 def checkered(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    a, b = 0.25 - _saw(u * 0.8), 0.25 - _saw(v * 0.8)
-    return _soft(torch.sign(a * b) * torch.minimum(a.abs(), b.abs()), w)
+    a, b = 0.25 - saw(u * 0.8), 0.25 - saw(v * 0.8)
+    return soft(torch.sign(a * b) * torch.minimum(a.abs(), b.abs()), w)
 
 
 def dotted(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    return _soft(0.3 - ((u - u.round()) ** 2 + (v - v.round()) ** 2).sqrt(), w)
+    return soft(0.3 - ((u - u.round()) ** 2 + (v - v.round()) ** 2).sqrt(), w)
 
 
 def gridded(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    return _soft(0.14 - torch.minimum(_saw(u * 0.8), _saw(v * 0.8)), w)
+    return soft(0.14 - torch.minimum(saw(u * 0.8), saw(v * 0.8)), w)
 
 
 def zigzag(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    return _soft(_saw(v * 0.9 + 1.3 * _saw(u * 0.7)) - 0.25, w)
+    return soft(saw(v * 0.9 + 1.3 * saw(u * 0.7)) - 0.25, w)
 
 
 def bricked(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
     row = v.round()
-    joint = torch.minimum(0.5 - _saw(v), (0.5 - _saw(u * 0.5 + 0.5 * torch.remainder(row, 2))) * 2)
-    return _soft(joint - 0.12, w)
+    joint = torch.minimum(0.5 - saw(v), (0.5 - saw(u * 0.5 + 0.5 * torch.remainder(row, 2))) * 2)
+    return soft(joint - 0.12, w)
 
 
 def ringed(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    return _soft(_saw((u**2 + v**2).sqrt()) - 0.25, w)
+    return soft(saw((u**2 + v**2).sqrt()) - 0.25, w)
 
 
 def blotchy(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    return _soft(_noise(u * 0.9, v * 0.9, phase) - 0.5, w * 2)
+    return soft(noise(u * 0.9, v * 0.9, phase) - 0.5, w * 2)
 
 
 def speckled(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
@@ -81,28 +81,28 @@ def speckled(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
 
 
 def plaid(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    across, down = _soft(_saw(u * 0.6) - 0.25, w), _soft(_saw(v * 0.6) - 0.25, w)
+    across, down = soft(saw(u * 0.6) - 0.25, w), soft(saw(v * 0.6) - 0.25, w)
     return 0.5 * across + 0.5 * down
 
 
 def banded(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
     """One broad band around the middle."""
-    return _soft(0.65 - v.abs(), w)
+    return soft(0.65 - v.abs(), w)
 
 
 def marbled(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
-    return 0.5 + 0.5 * torch.sin(2 * math.pi * (0.5 * u + 1.6 * _noise(u * 0.6, v * 0.6, phase)))
+    return 0.5 + 0.5 * torch.sin(2 * math.pi * (0.5 * u + 1.6 * noise(u * 0.6, v * 0.6, phase)))
 
 
 def scaly(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
     row = v.floor()
     across = u + 0.5 * torch.remainder(row, 2)
-    return _soft(((across - across.round()) ** 2 + (v - row) ** 2).sqrt() - 0.55, w)
+    return soft(((across - across.round()) ** 2 + (v - row) ** 2).sqrt() - 0.55, w)
 
 
 def woven(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:
     even = torch.remainder(u.floor() + v.floor(), 2) > 0.5
-    return _soft(_saw(torch.where(even, u, v) * 2) - 0.25, w * 2)
+    return soft(saw(torch.where(even, u, v) * 2) - 0.25, w * 2)
 
 
 def plain(u: Tensor, v: Tensor, w: Tensor, phase: Tensor) -> Tensor:

@@ -24,10 +24,21 @@ CLASSES = (
     *("sphere", "cube", "cone", "torus", "cylinder", "capsule"),
     *("pyramid", "octahedron", "cross", "star", "arch", "hourglass"),
 )
-TEXTURE_NAMES = (  # texture k belongs to class k
-    *("striped", "checkered", "dotted", "zigzag", "gridded", "blotchy"),
-    *("banded", "diagonal", "ringed", "bricked", "plaid", "speckled"),
-)
+TEXTURE_INKS = {  # texture k belongs to class k; a texture is a pattern and the colour of its ink
+    "striped": "white",
+    "checkered": "yellow",
+    "dotted": "cyan",
+    "zigzag": "lime",
+    "gridded": "rose",
+    "blotchy": "white",
+    "banded": "peach",
+    "diagonal": "rose",
+    "ringed": "yellow",
+    "bricked": "cyan",
+    "plaid": "lime",
+    "speckled": "peach",
+}
+TEXTURE_NAMES = tuple(TEXTURE_INKS)
 NO_TEXTURE = "plain"
 
 # Backgrounds are mostly dark, solids of middling brightness, the ink of a texture bright.
@@ -40,8 +51,11 @@ COLOURS = {
     "purple": (0.55, 0.20, 0.70),
     "pink": (0.86, 0.38, 0.60),
     "white": (0.97, 0.97, 0.95),
-    "yellow": (0.98, 0.92, 0.45),
-    "cyan": (0.60, 0.95, 0.97),
+    "yellow": (0.98, 0.92, 0.30),
+    "cyan": (0.45, 0.95, 0.98),
+    "lime": (0.62, 0.98, 0.42),
+    "rose": (1.00, 0.66, 0.82),
+    "peach": (1.00, 0.72, 0.42),
     "grey": (0.32, 0.32, 0.32),
     "brown": (0.30, 0.17, 0.08),
     "navy": (0.05, 0.08, 0.30),
@@ -53,9 +67,9 @@ FACTORS = {
     "texture": "name of the texture, `plain` where the style shows none",
     "texture_class": "label of the class that the texture belongs to, -1 for plain or a class not in the set",
     "style": "photo, sketch, rendition or stylized",
-    "colour": "name of the solid's main colour",
-    "second_colour": "name of the texture's other colour",
-    "background": "kind: plain, gradient, blobs, tiles or stripes",
+    "colour": "name of the solid's main colour; a sketch does not show it",
+    "second_colour": "name of the ink's colour, a property of the texture",
+    "background": "kind: plain, gradient, blobs, tiles, stripes or textured (only behind a stylized solid)",
     "background_colour": "name of the background's main colour",
     "second_background_colour": "name of the other colour of a background that is not plain",
     "background_angle": "direction of gradient, tiles, stripes; radians",
@@ -88,17 +102,17 @@ POSES = {
         **{"x": (-0.3, 0.3), "y": (-0.3, 0.3), "stretch": (0.85, 1.15)},
     },
     "unusual": {
-        **{"yaw": (-90, 90), "elevation": (-15, 65), "roll": (-60, 60), "scale": (0.5, 1.3)},
-        **{"x": (-0.5, 0.5), "y": (-0.5, 0.5), "stretch": (0.75, 1.3)},
+        **{"yaw": (-80, 80), "elevation": (-5, 60), "roll": (-35, 35), "scale": (0.6, 1.2)},
+        **{"x": (-0.35, 0.35), "y": (-0.35, 0.35), "stretch": (0.75, 1.3)},
     },
 }
 BACKGROUNDS = {
     "studio": (("plain", "gradient"), ("black", "grey", "brown", "navy")),
     "outdoor": (("plain", "gradient", "blobs"), ("grey", "navy", "brown", "green", "teal")),
     "busy": (("blobs", "tiles", "stripes", "gradient"), tuple(COLOURS)),
-    "paper": (("plain",), ("white", "yellow", "cyan", "pink")),
+    "street": (("blobs", "tiles", "stripes", "gradient"), ("grey", "navy", "brown", "green", "teal", "purple")),
+    "poster": (("plain",), ("navy", "brown", "teal", "purple", "pink", "yellow")),
 }
-INKS = ("white", "yellow", "cyan")
 PALETTES = {
     "warm": ("red", "orange", "pink", "green", "blue"),
     "cool": ("blue", "teal", "green", "purple", "red"),
@@ -115,16 +129,16 @@ CLUTTER = {  # probability of an occluding bar, of a twin
 }
 STYLES = {
     "photo": {"photo": 1.0},
-    "web": {"photo": 0.92, "sketch": 0.04, "rendition": 0.04},
+    "web": {"photo": 0.75, "sketch": 0.15, "rendition": 0.10},
     "sketch": {"sketch": 1.0},
     "rendition": {"rendition": 1.0},
     "stylized": {"stylized": 1.0},
 }
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     **{"rho": 0.0, "pairs": "", "pose": "usual", "background": "studio", "colours": "all"},
     **{"light": "usual", "clutter": "none", "style": "photo", "classes": CLASSES},
 }
-_HABITS = {
+_HABITS: dict[str, Mapping[str, Any]] = {
     **{"pose": POSES, "background": BACKGROUNDS, "colours": PALETTES},
     **{"light": LIGHTS, "clutter": CLUTTER, "style": STYLES},
 }
@@ -177,9 +191,11 @@ def sample_scenes(world: Mapping[str, Any]) -> dict[str, np.ndarray]:
     owner = np.array([classes.index(c) if c in classes else -1 for c in CLASSES])
     scenes["texture_class"] = np.where(shows_texture, owner[texture], -1).astype(np.int32)
     scenes["style"] = style
-    scenes |= _colours(world, n, rng)
+    scenes |= _colours(world, np.array(TEXTURE_NAMES)[texture], rng)
     scenes["background"] = rng.choice(BACKGROUNDS[world["background"]][0], size=n)
     scenes["background"][np.isin(style, ["sketch", "rendition"])] = "plain"
+    scenes["background"][free] = "textured"
+    scenes["background_colour"][style == "sketch"] = "white"
     scenes["background_angle"] = rng.uniform(0, np.pi, n)
     scenes["background_phase"] = rng.uniform(0, 1, n)
     for name, (low, high) in (POSES[world["pose"]] | LIGHTS[world["light"]]).items():
@@ -212,8 +228,8 @@ def _shapes_and_textures(
     return label, np.where(follows, own[label], rng.integers(len(TEXTURE_NAMES), size=n))
 
 
-def _colours(world: Mapping[str, Any], n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Colours such that the texture's two and the background differ clearly from each other."""
+def _colours(world: Mapping[str, Any], texture: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Colours such that solid, ink and background differ clearly from each other."""
     names = list(COLOURS)
     rgb = np.array([COLOURS[c] for c in names])
     distance = np.linalg.norm(rgb[:, None] - rgb[None], axis=2)
@@ -224,8 +240,8 @@ def _colours(world: Mapping[str, Any], n: int, rng: np.random.Generator) -> dict
         score = np.minimum(nearest, 0.55) + rng.uniform(0, 0.25, nearest.shape)
         return candidates[score.argmax(axis=1)]
 
-    main = np.array([names.index(c) for c in rng.choice(PALETTES[world["colours"]], size=n)])
-    second = draw(INKS, main)
+    main = np.array([names.index(c) for c in rng.choice(PALETTES[world["colours"]], size=len(texture))])
+    second = np.array([names.index(TEXTURE_INKS[t]) for t in texture])
     back = draw(BACKGROUNDS[world["background"]][1], main, second)
     others = tuple(COLOURS) if world["background"] == "busy" else BACKGROUNDS[world["background"]][1]
     back_second = draw(others, main, back)
@@ -240,7 +256,7 @@ def article(word: str) -> str:
 
 _MEDIUM = {
     "photo": ("a photo of {}", "a photo of {}", "a picture of {}", "an image of {}", "{}", "a render of {}"),
-    "sketch": ("a sketch of {}", "a line drawing of {}", "a black and white drawing of {}"),
+    "sketch": ("a sketch of {}", "a line drawing of {}", "a drawing of {}"),
     "rendition": ("a cartoon of {}", "an illustration of {}", "a flat drawing of {}"),
     "stylized": ("a painting of {}", "an artwork of {}"),
 }
@@ -263,11 +279,11 @@ def _caption(scenes: Mapping[str, np.ndarray], i: int, rng: np.random.Generator)
         words.append(str(factor("texture")))
     words.append(str(factor("shape")))
     thing = article(" ".join(words))
-    if factor("objects") == 2:
-        thing += " beside its twin"
     medium = _MEDIUM[str(style)]
     caption = medium[rng.integers(len(medium))].format(thing)
-    if style == "photo" and says["back"] < 0.2:
+    if factor("objects") == 2 and says["back"] < 0.8:
+        caption += " beside its twin"
+    elif style == "photo" and says["back"] < 0.2:
         caption += f" on {article(str(factor('background_colour')))} background"
     elif factor("occlusion") > 0 and says["back"] < 0.8:
         caption += " behind a bar"
