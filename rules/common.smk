@@ -282,12 +282,17 @@ def parent_folder(wildcards, input):
 
 
 def recipe_json(wildcards):
-    """A mini model's line, as far as it decides the weights, and how the zoo is trained."""
-    names = "model library architecture finetuning loss train_images"
-    row = {name: getattr(study.models[wildcards.model], name) for name in names.split()}
-    return json.dumps(
-        {**row, **config["training"], "fraction": config["scale"]}, sort_keys=True
+    """A mini model's line, as far as it decides the weights, and the settings that it is trained by."""
+    model = study.models[wildcards.model]
+    names = "model library architecture family finetuning loss train_images"
+    row = {name: getattr(model, name) for name in names.split()}
+    kind = (
+        "supervised"
+        if model.library == "timm"
+        else model.finetuning.replace("none", "clip")
     )
+    settings = {name: config["training"][name] for name in ("seed", kind)}
+    return json.dumps({**row, **settings, "fraction": config["scale"]}, sort_keys=True)
 
 
 def models_json():
