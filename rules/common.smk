@@ -47,7 +47,8 @@ ID = study.id_dataset
 ID_LABELS = study.datasets[ID].labels if ID else ""
 PROMPTS = [config["prompts"]["default"], *config["prompts"]["also"]]
 PIXEL_SPECS = {
-    m.preprocessing.key: m.preprocessing.pixel_spec for m in study.models.values()
+    spec.key: spec.pixel_spec
+    for spec in {study.preprocessing(m, d) for m in study.models for d in study.evaluated}
 }
 TABLES_OF_METRIC = ("accuracy", "calibration", "shape_bias")
 
@@ -191,8 +192,8 @@ def model_field(name):
 
 def pixels_of_suite(suite):
     def pixels(wildcards):
-        key = study.models[wildcards.model].preprocessing.key
-        return [f"<resources>/pixels/{key}/{name}.npy" for name in study.suites[suite]]
+        keys = {d: study.preprocessing(wildcards.model, d).key for d in study.suites[suite]}
+        return [f"<resources>/pixels/{key}/{name}.npy" for name, key in keys.items()]
 
     return pixels
 

@@ -56,7 +56,7 @@ class House:
 
     def jobs(self, *arguments: str) -> dict[str, int]:
         """What a dry run would do: rule -> number of jobs."""
-        lines = iter(self.snakemake("--dry-run", "--quiet", "rules", *arguments).splitlines())
+        lines = iter(self.snakemake("--dry-run", "--quiet=rules", *arguments).splitlines())
         found = {}
         for line in lines:
             if line.startswith("job ") and "count" in line:

@@ -19,8 +19,6 @@ WINGS_OF = {
 }
 # import name -> distribution, where they differ
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
-# What core imports, only when it is asked to: each env needs just the part that its wing uses.
-OPTIONAL_IN_CORE = {"jsonschema", "pyyaml"}
 # imported by others only: timm and open_clip need torchvision
 INDIRECT = {"torch": {"torchvision"}}
 
@@ -65,7 +63,7 @@ def test_pins_are_the_locks(root, env):
 def test_an_env_lacks_and_over_declares_nothing(root, env):
     package = root / "src/clip_robustness"
     own = set.union(*(imported(package / wing) for wing in WINGS_OF[env]))
-    core = imported(package / "core") - {normal(name) for name in OPTIONAL_IN_CORE}
+    core = imported(package / "core")
     declared = set(pins(root, env))
     assert own <= declared, f"missing in envs/{env}.yaml: {own - declared}"
     assert declared <= own | core | INDIRECT.get(env, set()), f"nothing imports {declared - own - core}"

@@ -84,6 +84,7 @@ class Dataset:
     sets: tuple[str, ...]
     licence: str
     images: int | None = None
+    border_crop: int = 0
     access: str = "open"
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -167,6 +168,10 @@ class Study:
         """The in-distribution set: every shift's partner, and the one that temperatures are fitted on."""
         ids = [name for name, dataset in self.datasets.items() if dataset.role == "id"]
         return self.config["id_dataset"] or (ids[0] if ids else "")
+
+    def preprocessing(self, model: str, dataset: str) -> Preprocessing:
+        """How `model` sees `dataset`: its own preprocessing, after the border that the data set is freed from."""
+        return dataclasses.replace(self.models[model].preprocessing, border=self.datasets[dataset].border_crop)
 
     def partner(self, dataset: str) -> str:
         """The in-distribution partner of a shift, or '' where there is none."""

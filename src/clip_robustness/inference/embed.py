@@ -90,7 +90,8 @@ def embed(
         encoder: _Encoder | None = None
         for path in pixels:
             images, cached = open_pixels(path)
-            if cached["spec"] != spec.pixel_spec:
+            # A data set may be freed from its border first; all else must be the model's own preprocessing.
+            if dataclasses.replace(Preprocessing.parse(cached["spec"]), border=0).pixel_spec != spec.pixel_spec:
                 raise io.InputError(f"{path}: made for {cached['spec']}, and {model} needs {spec.pixel_spec}")
             identity = {**facts, "ids_sha256": cached["ids_sha256"], "pixels_sha256": cached["pixels_sha256"]}
             folder = work / io.digest(identity)[:32]
