@@ -236,8 +236,11 @@ def test_baseline_tables_are_written_whole(tmp_path):
     effective_robustness.fit_baselines_file(*paths, natural=["shift", "other"], resamples=50)
     baselines, robustness = io.read_parquet(paths[2]), io.read_parquet(paths[3])
     assert set(baselines["dataset"]) == {"shift", "other", "natural_average"}
-    assert len(robustness["model"]) == 12 * len(baselines["dataset"])
-    keys = list(zip(*(robustness[k] for k in ("model", "dataset", "slice", "convention")), strict=True))
+    own = robustness["metric"] == "effective_robustness"
+    assert own.sum() == 12 * len(baselines["dataset"])
+    assert set(robustness["dataset"][~own]) == {"natural_average"}
+    assert sorted(robustness["metric"][~own]) == ["accuracy"] * 12 + ["reference_accuracy"] * 12
+    keys = list(zip(*(robustness[k] for k in ("model", "dataset", "metric", "slice", "convention")), strict=True))
     assert len(set(keys)) == len(keys)
     first = [path.read_bytes() for path in paths[2:]]
     effective_robustness.fit_baselines_file(*paths, natural=["shift", "other"], resamples=50)
