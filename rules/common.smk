@@ -48,7 +48,9 @@ ID_LABELS = study.datasets[ID].labels if ID else ""
 PROMPTS = [config["prompts"]["default"], *config["prompts"]["also"]]
 PIXEL_SPECS = {
     spec.key: spec.pixel_spec
-    for spec in {study.preprocessing(m, d) for m in study.models for d in study.evaluated}
+    for spec in {
+        study.preprocessing(m, d) for m in study.models for d in study.evaluated
+    }
 }
 TABLES_OF_METRIC = ("accuracy", "calibration", "shape_bias")
 
@@ -192,7 +194,9 @@ def model_field(name):
 
 def pixels_of_suite(suite):
     def pixels(wildcards):
-        keys = {d: study.preprocessing(wildcards.model, d).key for d in study.suites[suite]}
+        keys = {
+            d: study.preprocessing(wildcards.model, d).key for d in study.suites[suite]
+        }
         return [f"<resources>/pixels/{key}/{name}.npy" for name, key in keys.items()]
 
     return pixels

@@ -33,7 +33,9 @@ rule filter_misclassified:
         "../envs/torch.yaml"
     params:
         limit=lambda wildcards: study.datasets[wildcards.dataset].images,
-        seed=config["seed"],
+        seed=lambda wildcards: study.datasets[wildcards.dataset].details["options"][
+            "seed"
+        ],
         code=code_hash("mini.filtered"),
     shell:
         "python -m clip_robustness filter-misclassified --index {input.index:q}"

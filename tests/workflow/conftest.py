@@ -12,10 +12,10 @@ PARTS = ("Snakefile", "rules", "envs", "config", "profiles", "src", "report")
 
 # The mini study, small enough for tests: fewer models and data sets, a share of the images and of the training.
 SMALL = """
-scale: 0.12
+scale: 0.1
 resamples: 200
 datasets:
-  without: [mini_fresh, mini_sketch, mini_stylized]
+  without: [mini_fresh, mini_pose, mini_sketch, mini_stylized]
 models:
   sets: []
   names:

@@ -116,7 +116,8 @@ def test_kill_9_at_random_moments_loses_nothing(small_house, tmp_path, root):
             try:
                 run.wait(timeout=moments.uniform(2, 14))
                 if run.returncode == 0:
-                    shutil.rmtree(house.path / "results")  # it finished: go on with the stages after training
+                    for folder in ("results", "figures"):  # it finished: go on with the stages after training
+                        shutil.rmtree(house.path / folder)
                     continue
                 raise AssertionError((tmp_path / "log").read_text()[-4000:])
             except subprocess.TimeoutExpired:
