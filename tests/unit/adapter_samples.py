@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clip_robustness.core import archive, io
 from clip_robustness.data.index import build_index
-from tests.unit.samples import encoded, make_tar, picture
+from tests.unit.samples import download, encoded, make_tar, picture
 
 BASE = {"name": "base", "base": None, "classes": ["ant", "bee", "cat"], "members": [[0], [1], [2]], "pool": "max"}
 
@@ -38,7 +38,7 @@ def make_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_STOR
 def build(tmp_path: Path, sources: list[Path], family: str, space: dict | None = None, **dataset: object) -> dict:
     io.write_json(tmp_path / "space.json", space or BASE)
     entry = {"name": "x", "family": family} | dataset
-    count = build_index(entry, sources, tmp_path / "space.json", tmp_path / "index.parquet")
+    count = build_index(entry, download(sources, tmp_path), tmp_path / "space.json", tmp_path / "index.parquet")
     index = archive.load_index(tmp_path / "index.parquet")
     assert count == len(index["image_id"])
     return index

@@ -11,7 +11,7 @@ import pyarrow.parquet
 from clip_robustness.core import archive, io
 from clip_robustness.data.index import build_index
 from clip_robustness.inference.label_spaces import write_label_space
-from tests.unit.samples import encoded, make_tar, picture
+from tests.unit.samples import download, encoded, make_tar, picture
 
 INFO = Path(importlib.util.find_spec("timm").submodule_search_locations[0]) / "data" / "_info"
 WNIDS = (INFO / "imagenet_synsets.txt").read_text().split()
@@ -34,7 +34,7 @@ def space_of(tmp_path: Path, classes: str, **more: object) -> dict:
 def build(tmp_path: Path, sources: list[Path], space: dict, family: str, **dataset: object) -> dict:
     io.write_json(tmp_path / "space.json", space)
     entry = {"name": "x", "family": family} | dataset
-    count = build_index(entry, sources, tmp_path / "space.json", tmp_path / "index.parquet")
+    count = build_index(entry, download(sources, tmp_path), tmp_path / "space.json", tmp_path / "index.parquet")
     index = archive.load_index(tmp_path / "index.parquet")
     assert count == len(index["image_id"])
     return {name: column.tolist() for name, column in index.items()}

@@ -1,11 +1,18 @@
 """Images, archives and folders that several tests make."""
 
+import functools
+import http.server
 import io as bytes_io
 import tarfile
+import threading
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
+
+from clip_robustness.core.io import sha256_file
+from clip_robustness.data.fetch import fetch
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -50,3 +57,28 @@ def make_folder(root: Path, files: dict[str, bytes]) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     return root
+
+
+def download(sources: list[Path], folder: Path) -> list[Path]:
+    """Serve every file of `sources` by HTTP and fetch it, as a data set's archives; folders stay where they lie."""
+    fetched = []
+    for position, source in enumerate(sources):
+        if not source.is_file():
+            fetched.append(source)
+            continue
+        handler = functools.partial(QuietHandler, directory=str(source.parent))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_address[1]}/{quote(source.name)}"
+            entry = {"file": source.name, "urls": [url], "bytes": source.stat().st_size, "sha256": sha256_file(source)}
+            target = folder / "downloaded" / str(position) / source.name
+            if not target.is_file() or sha256_file(target) != entry["sha256"]:
+                fetch({"name": "x", "archives": [entry]}, source.name, target, folder / "lock.json")
+            server.shutdown()
+        fetched.append(target)
+    return fetched
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing: pytest would show it."""

@@ -136,7 +136,7 @@ def test_corruptions_from_several_archives(tmp_path: Path) -> None:
     assert index["label"] == [0] * 15 + [7] * 15
     place = index["image_id"].index("snow/3/ILSVRC2012_val_00000007")
     assert (index["corruption"][place], index["severity"][place], index["label"][place]) == ("snow", 3, 7)
-    assert contents(index)[place] == b"snow37" and index["archive"][place] == str(weather)
+    assert contents(index)[place] == b"snow37" and index["archive"][place].endswith("/weather.tar")
     options = {"corruptions": ["snow"], "severities": [1, 5]}
     some = build(tmp_path, [noise, weather], base_space(), "imagenet_c", options=options, images=4)
     assert sorted(set(zip(some["corruption"], some["severity"], strict=True))) == [("snow", 1), ("snow", 5)]
@@ -195,7 +195,8 @@ def test_cifar10_records_become_images(tmp_path: Path) -> None:
     for content, number in zip(contents(index), (3, 0, 1, 2), strict=True):
         image = Image.open(streams.BytesIO(content))
         assert image.format == "PNG" and np.array_equal(np.asarray(image), pixels[number])
-    made = tmp_path / "test_batch.png.tar"
+    made = Path(index["archive"][0])
+    assert made.name == "test_batch.png.tar"
     written = (made.read_bytes(), made.stat().st_mtime_ns)
     build(tmp_path, [source], CIFAR_SPACE, "cifar10")
     assert (made.read_bytes(), made.stat().st_mtime_ns) == written
