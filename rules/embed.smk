@@ -60,7 +60,7 @@ for suite in study.suites:
             batch_size=config["batch_size"],
             weights=subpath(input.weights, parent=True),
             folder=subpath(output[0], parent=True),
-            work="<results>/work/embeddings",
+            work="<results>/store/embeddings",
             code=code_hash(
                 "inference.embed",
                 "inference.load",

@@ -68,7 +68,7 @@ rule build_heads:
         names=PROMPTS,
         weights=subpath(input.weights, parent=True),
         folder=subpath(output[0], parent=True),
-        work="<results>/work/heads",
+        work="<results>/store/heads",
         code=code_hash("inference.heads", "inference.load", imports=False),
     shell:
         "python -m clip_robustness heads --weights {params.weights:q} --prompts {params.prompts:q}"
