@@ -227,10 +227,10 @@ def test_wrong_recipes_are_named(data, tmp_path, architecture, changes, message)
 def test_the_configured_zoo_is_what_it_says(request):
     """Every mini row of models.tsv: known architecture, true parameter count, data and parents that exist."""
     config = request.config.rootpath / "config"
-    lines = [line.split("\t") for line in (config / "models.tsv").read_text().splitlines()]
+    lines = [line.split("\t") for line in (config / "mini" / "models.tsv").read_text().splitlines()]
     rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
     rows = [row for row in rows if "mini" in row["sets"].split(",")]
-    datasets = yaml.safe_load((config / "datasets.yaml").read_text())["datasets"]
+    datasets = yaml.safe_load((config / "mini" / "datasets.yaml").read_text())["datasets"]
     training = yaml.safe_load((config / "mini.yaml").read_text())["training"]
     assert len(rows) >= 11 and sum(row["group"] == "standard" for row in rows) >= 5
     counted: dict[str, int] = {}

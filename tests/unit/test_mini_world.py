@@ -318,7 +318,7 @@ def test_filter_refuses_what_does_not_fit(pool, tmp_path):
 
 def test_the_configured_worlds_hold(request):
     """Every mini world of the project's own list can be sampled; the cue conflicts come out even."""
-    config = yaml.safe_load((request.config.rootpath / "config" / "datasets.yaml").read_text())
+    config = yaml.safe_load((request.config.rootpath / "config" / "mini" / "datasets.yaml").read_text())
     worlds = {name: e for name, e in config["datasets"].items() if e["family"] == "mini_world"}
     assert len(worlds) >= 10
     for name, entry in worlds.items():
