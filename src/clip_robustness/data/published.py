@@ -19,21 +19,18 @@ from clip_robustness.core import io
 from clip_robustness.core.io import InputError
 from clip_robustness.core.registry import NAME, nearest
 from clip_robustness.core.statistics import clopper_pearson
+from clip_robustness.core.tables import KEY, MEASUREMENT
 
 Row = dict[str, Any]
 Place = tuple[Path, int]
 
-MEASUREMENT = ("model", "dataset", "metric", "slice", "value", "n", "convention", "source")
+PUBLISHED = ("model", "dataset", "metric", "slice", "value", "n", "convention", "source")  # a file's columns
 MODEL = (
     "model", "title", "library", "group", "family", "source", "train_images", "finetuning", "loss",
     "params_m", "parent", "image_size",
 )  # fmt: skip
 SOURCE = ("source", "repository", "path", "commit", "licence", "what")
-KEY = ("model", "dataset", "metric", "slice", "convention", "source")
-TABLE = (
-    "study", "model", "dataset", "metric", "slice", "value", "low", "high", "n", "convention", "source",
-    "repository", "commit", "licence",
-)  # fmt: skip
+TABLE = (*MEASUREMENT, "repository", "commit", "licence")
 
 GROUPS = (
     "clip_zero_shot", "clip_finetuned", "standard", "more_data", "self_supervised", "robust", "vlm", "human",
@@ -95,7 +92,7 @@ def _read_measurements(
     rows: list[tuple[Place, Row]] = []
     seen: dict[tuple[str, ...], Place] = {}
     for path in files:
-        for line, row in _read(path, MEASUREMENT, problems):
+        for line, row in _read(path, PUBLISHED, problems):
             where = f"{path}, row {line}"
             found = []
             for field, known, place in (

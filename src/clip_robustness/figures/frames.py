@@ -6,21 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clip_robustness.core.tables import MEASUREMENT
 from clip_robustness.figures import style
 
-_MEASUREMENT = [
-    "study",
-    "model",
-    "dataset",
-    "metric",
-    "slice",
-    "value",
-    "low",
-    "high",
-    "n",
-    "convention",
-    "source",
-]
 _MODELS = [
     "model",
     "title",
@@ -63,7 +51,7 @@ _TITLES = {
 
 def table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
     """The table `name` with all columns of its contract; empty when the study does not have it."""
-    columns = {"models": _MODELS, "baselines": _BASELINES}.get(name, _MEASUREMENT)
+    columns = {"models": _MODELS, "baselines": _BASELINES}.get(name, list(MEASUREMENT))
     given = tables.get(name)
     frame = pd.DataFrame(columns=columns) if given is None else given.reset_index(drop=True)
     missing = [column for column in columns if column not in frame]

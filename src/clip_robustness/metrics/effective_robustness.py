@@ -19,7 +19,8 @@ import numpy as np
 
 from clip_robustness.core import io, statistics
 from clip_robustness.core.io import InputError
-from clip_robustness.metrics.gather import COLUMNS, write_table
+from clip_robustness.core.tables import MEASUREMENT
+from clip_robustness.metrics.gather import write_table
 from clip_robustness.metrics.rows import row
 
 AVERAGE = "natural_average"
@@ -232,7 +233,7 @@ def fit_baselines_file(
         [*fits.rows, *average],
         key=lambda r: [r[name] for name in ("model", "dataset", "metric", "slice", "convention")],
     )
-    write_table(out, {name: [{"study": study, **r}[name] for r in found] for name in COLUMNS})
+    write_table(out, {name: [{"study": study, **r}[name] for r in found] for name in MEASUREMENT})
     for note in fits.notes:
         print(note, file=sys.stderr)
 

@@ -7,21 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_robustness.core import io
-
-COLUMNS = (
-    "study",
-    "model",
-    "dataset",
-    "metric",
-    "slice",
-    "value",
-    "low",
-    "high",
-    "n",
-    "convention",
-    "source",
-)
-KEY = ("model", "dataset", "metric", "slice", "convention", "source")
+from clip_robustness.core.tables import KEY, MEASUREMENT
 
 
 def gather(study: str, metrics: Sequence[Path], out: Path) -> None:
@@ -40,7 +26,7 @@ def gather(study: str, metrics: Sequence[Path], out: Path) -> None:
     for one, two in itertools.pairwise(rows):
         if all(one[name] == two[name] for name in KEY):
             raise io.InputError(f"two rows for {[one[name] for name in KEY]}; each may stand in one metric file only")
-    write_table(out, {name: [row[name] for row in rows] for name in COLUMNS})
+    write_table(out, {name: [row[name] for row in rows] for name in MEASUREMENT})
 
 
 def gather_models(models: Mapping[str, Any], out: Path) -> None:
