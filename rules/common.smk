@@ -45,11 +45,10 @@ shell.prefix(
 GPUS = 0 if config["device"] == "cpu" else 1
 ID = study.id_dataset
 ID_LABELS = study.datasets[ID].labels if ID else ""
-PROMPTS = [config["prompts"]["default"], *config["prompts"]["also"]]
 PIXEL_SPECS = {
     spec.key: spec.pixel_spec
     for spec in {
-        study.preprocessing(m, d) for m in study.models for d in study.evaluated
+        study.preprocessing(m, d) for m in study.computed for d in study.evaluated
     }
 }
 TABLES_OF_METRIC = ("accuracy", "calibration", "shape_bias")
@@ -74,10 +73,8 @@ def of_family(*families):
     return one_of(n for n, d in study.datasets.items() if d.family in families)
 
 
-def of_weights(scheme):
-    return one_of(
-        n for n, m in study.models.items() if m.weights.split(":")[0] == scheme
-    )
+def of_weights(*schemes):
+    return one_of(n for n, m in study.models.items() if m.scheme in schemes)
 
 
 def download_json(wildcards, output):
@@ -192,14 +189,94 @@ def model_field(name):
     return lambda wildcards: getattr(study.models[wildcards.model], name)
 
 
+def weights_of_model(wildcards):
+    return f"<resources>/weights/{study.weights_of(wildcards.model)}/manifest.json"
+
+
+def blended_weights(wildcards):
+    parent, finetuned, _ = study.models[wildcards.model].blended
+    names = {"parent": parent, "finetuned": finetuned}
+    return {
+        role: f"<resources>/weights/{study.weights_of(name)}/manifest.json"
+        for role, name in names.items()
+    }
+
+
+def predictions_file(wildcards):
+    return str(study.models[wildcards.model].predictions[wildcards.dataset])
+
+
+def base_labels(wildcards):
+    return f"<resources>/labels/{study.base_space(wildcards.dataset)}.json"
+
+
+def memory_of_model(wildcards):
+    """MB of main memory of a job that loads a model: its weights twice while they are read, and the libraries."""
+    return 4000 + round(8 * (study.models[wildcards.model].params_m or 0))
+
+
+def minutes_of_images(wildcards, images):
+    """A generous limit: a quarter of an hour, and the images at 5 TFLOP/s (a GPU) or 50 GFLOP/s (two cores)."""
+    gflop = images * (study.models[wildcards.model].gflops or 0)
+    return 15 + round(gflop / (5000 if GPUS else 50) / 60)
+
+
+def minutes_of_suite(suite):
+    images = sum(study.datasets[name].images or 0 for name in study.suites[suite])
+    return lambda wildcards: minutes_of_images(wildcards, images)
+
+
+def minutes_of_prompts(wildcards):
+    """As of images: a prompt costs less than an image, and there are up to 80 for each of 1,000 classes."""
+    return minutes_of_images(wildcards, 80_000 * len(study.base_spaces))
+
+
+def minutes_of_pixels(wildcards):
+    """At 50 images a second and core, a fifth of what was measured."""
+    images = study.datasets[wildcards.dataset].images or 0
+    return 10 + round(images / 50 / config["threads"] / 60)
+
+
+def templates_of_set(wildcards):
+    """What decides a prompt set: its entry, and of a file its hash."""
+    entry = study.prompts[wildcards.prompts]
+    if isinstance(entry, dict) and "file" in entry:
+        return sha256_file((ROOT / config["prompts"]["table"]).parent / entry["file"])
+    return entry
+
+
+PIXELS = (
+    "inference.pixels",
+    "inference.images",
+    "inference.fast_pixels",
+    "core.preprocessing",
+)
+CACHED = study.cached_pixels
+
+
 def pixels_of_suite(suite):
+    """A pixel cache of each data set, or its index where a cache is not worth its disk."""
+
     def pixels(wildcards):
         keys = {
             d: study.preprocessing(wildcards.model, d).key for d in study.suites[suite]
         }
-        return [f"<resources>/pixels/{key}/{name}.npy" for name, key in keys.items()]
+        return [
+            (
+                f"<resources>/pixels/{config['decode']}/{key}/{name}.npy"
+                if (key, name) in CACHED
+                else f"<resources>/index/{name}.parquet"
+            )
+            for name, key in keys.items()
+        ]
 
     return pixels
+
+
+def specs_of_suite(suite):
+    return lambda wildcards: [
+        study.preprocessing(wildcards.model, d).pixel_spec for d in study.suites[suite]
+    ]
 
 
 def head_of(dataset=None):
@@ -209,7 +286,7 @@ def head_of(dataset=None):
         if not study.models[wildcards.model].has_text_tower:
             return []
         base = study.base_space(dataset or wildcards.dataset)
-        return f"<results>/heads/{wildcards.model}/{config['prompts']['default']}.{base}.npz"
+        return f"<results>/heads/{wildcards.model}/{study.prompts_of(wildcards.model)}.{base}.npz"
 
     return head
 
@@ -219,12 +296,10 @@ def partner(pattern):
 
     def file(wildcards):
         name = study.partner(wildcards.dataset)
-        labels = study.datasets[name].labels if name else ""
-        return (
-            pattern.format(model=wildcards.get("model"), partner=name, labels=labels)
-            if name
-            else []
-        )
+        if not study.answers(wildcards.model, name):
+            return []
+        labels = study.datasets[name].labels
+        return pattern.format(model=wildcards.model, partner=name, labels=labels)
 
     return file
 
@@ -243,8 +318,10 @@ def optional(*names):
 
 
 def metric_files(wildcards):
-    pairs = [(m, d) for d in study.with_metric(wildcards.metric) for m in study.models]
-    return [f"<results>/metrics/{wildcards.metric}/{m}/{d}.json" for m, d in pairs]
+    return [
+        f"<results>/metrics/{wildcards.metric}/{m}/{d}.json"
+        for m, d in study.measured(wildcards.metric)
+    ]
 
 
 def world_json(wildcards):
@@ -302,7 +379,10 @@ def recipe_json(wildcards):
 
 def models_json():
     """The rows of the models table."""
-    columns = "model title library group family source train_images finetuning loss params_m parent image_size"
+    columns = (
+        "model title library architecture group family source train_images finetuning finetuned_on loss"
+        " params_m gflops parent image_size published"
+    )
     rows = [
         [getattr(model, name) for name in columns.split()]
         for model in study.models.values()

@@ -1,6 +1,7 @@
-"""Pixels once a preprocessing spec, then one model load a suite.
+"""Pixels once a preprocessing spec, as far as they are cached, then one model load a suite.
 
-There is a rule for each suite, since its data sets are the rule's outputs.
+There is a rule for each suite, since its data sets are the rule's outputs. What other programs made of the images
+is brought into the same form.
 """
 
 
@@ -8,8 +9,8 @@ rule cache_pixels:
     input:
         "<resources>/index/{dataset}.parquet",
     output:
-        pixels="<resources>/pixels/{spec}/{dataset}.npy",
-        manifest="<resources>/pixels/{spec}/{dataset}.json",
+        pixels=f"<resources>/pixels/{config['decode']}/{{spec}}/{{dataset}}.npy",
+        manifest=f"<resources>/pixels/{config['decode']}/{{spec}}/{{dataset}}.json",
     log:
         "<logs>/cache_pixels/{spec}/{dataset}.log",
     conda:
@@ -17,13 +18,16 @@ rule cache_pixels:
     threads: config["threads"]
     resources:
         mem_mb=4000,
+        runtime=minutes_of_pixels,
     params:
         spec=lambda wildcards: PIXEL_SPECS[wildcards.spec],
         on_unreadable=config["on_unreadable"],
-        code=code_hash("inference.pixels", "core.preprocessing", imports=False),
+        decode=config["decode"],
+        code=code_hash(*PIXELS, imports=False),
     shell:
         "python -m clip_robustness cache-pixels --index {input:q} --spec {params.spec:q}"
-        " --workers {threads} --on-error {params.on_unreadable} --out {output.pixels:q} 2> {log:q}"
+        " --workers {threads} --on-error {params.on_unreadable}"
+        " --decode {params.decode} --out {output.pixels:q} 2> {log:q}"
 
 
 for suite in study.suites:
@@ -32,7 +36,7 @@ for suite in study.suites:
         name:
             f"embed_{suite}"
         input:
-            weights="<resources>/weights/{model}/manifest.json",
+            weights=weights_of_model,
             pixels=pixels_of_suite(suite),
         output:
             embeddings=expand(
@@ -47,29 +51,52 @@ for suite in study.suites:
             f"<logs>/embed_{suite}/{{model}}.log",
         benchmark:
             f"<benchmarks>/embed_{suite}/{{model}}.tsv"
+        wildcard_constraints:
+            model=one_of(study.computed),
         conda:
             "../envs/torch.yaml"
         threads: config["threads"]
         resources:
             gpu=GPUS,
-            mem_mb=16000,
+            mem_mb=memory_of_model,
+            runtime=minutes_of_suite(suite),
         params:
             library=model_field("library"),
             preprocess=model_field("preprocess"),
+            specs=specs_of_suite(suite),
             precision=config["precision"],
             batch_size=config["batch_size"],
+            compile="--compile" if config["compile"] else "",
             weights=subpath(input.weights, parent=True),
             folder=subpath(output[0], parent=True),
             work="<results>/store/embeddings",
-            code=code_hash(
-                "inference.embed",
-                "inference.load",
-                "inference.pixels",
-                "core.preprocessing",
-                imports=False,
-            ),
+            on_unreadable=config["on_unreadable"],
+            decode=config["decode"],
+            code=code_hash("inference.embed", "inference.load", *PIXELS, imports=False),
         shell:
             "python -m clip_robustness embed --model {wildcards.model} --library {params.library}"
             " --preprocess {params.preprocess:q} --weights {params.weights:q} --pixels {input.pixels:q}"
-            " --precision {params.precision} --batch-size {params.batch_size}"
+            " --specs {params.specs:q} --workers {threads} --on-error {params.on_unreadable} --decode {params.decode}"
+            " --precision {params.precision} --batch-size {params.batch_size} {params.compile}"
             " --out {params.folder:q} --work {params.work:q} 2>&1 | tee {log:q}"
+
+
+rule import_predictions:
+    input:
+        predictions=predictions_file,
+        index="<resources>/index/{dataset}.parquet",
+        labels=base_labels,
+    output:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        manifest="<results>/embeddings/{model}/{dataset}.json",
+    log:
+        "<logs>/import_predictions/{model}/{dataset}.log",
+    wildcard_constraints:
+        model=of_weights("predictions"),
+    conda:
+        "../envs/torch.yaml"
+    params:
+        code=code_hash("inference.predictions", imports=False),
+    shell:
+        "python -m clip_robustness import-predictions --model {wildcards.model} --predictions {input.predictions:q}"
+        " --index {input.index:q} --labels {input.labels:q} --out {output.embeddings:q} 2> {log:q}"

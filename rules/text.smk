@@ -11,17 +11,44 @@ rule fetch_weights:
     log:
         "<logs>/fetch_weights/{model}.log",
     wildcard_constraints:
-        model=f"{of_weights('hub')}|{of_weights('local')}",
+        model=of_weights("hub", "local"),
     retries: 2
     conda:
         "../envs/torch.yaml"
     params:
         library=model_field("library"),
+        architecture=model_field("architecture"),
         weights=model_field("weights"),
+        lock=str(HERE / config["lock"]),
         folder=subpath(output[0], parent=True),
     shell:
         "python -m clip_robustness fetch-weights --model {wildcards.model} --library {params.library}"
-        " --weights {params.weights:q} --out {params.folder:q} 2>&1 | tee {log:q}"
+        " --architecture {params.architecture:q} --weights {params.weights:q} --lock {params.lock:q}"
+        " --out {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule blend_weights:
+    input:
+        unpack(blended_weights),
+    output:
+        "<resources>/weights/{model}/manifest.json",
+    log:
+        "<logs>/blend_weights/{model}.log",
+    wildcard_constraints:
+        model=of_weights("blend"),
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=memory_of_model,
+    params:
+        share=lambda wildcards: study.models[wildcards.model].blended[2],
+        parent=subpath(input.parent, parent=True),
+        finetuned=subpath(input.finetuned, parent=True),
+        folder=subpath(output[0], parent=True),
+        code=code_hash("inference.weights", "inference.checkpoints", imports=False),
+    shell:
+        "python -m clip_robustness blend-weights --model {wildcards.model} --parent {params.parent:q}"
+        " --finetuned {params.finetuned:q} --share {params.share} --out {params.folder:q} 2> {log:q}"
 
 
 rule write_label_space:
@@ -44,33 +71,32 @@ rule write_label_space:
 
 rule build_heads:
     input:
-        weights="<resources>/weights/{model}/manifest.json",
+        weights=weights_of_model,
         labels=expand("<resources>/labels/{space}.json", space=study.base_spaces),
     output:
         expand(
-            "<results>/heads/{{model}}/{prompts}.{space}.npz",
-            prompts=PROMPTS,
+            "<results>/heads/{{model}}/{{prompts}}.{space}.npz",
             space=study.base_spaces,
         ),
     log:
-        "<logs>/build_heads/{model}.log",
+        "<logs>/build_heads/{model}/{prompts}.log",
     benchmark:
-        "<benchmarks>/build_heads/{model}.tsv"
+        "<benchmarks>/build_heads/{model}/{prompts}.tsv"
     conda:
         "../envs/torch.yaml"
     threads: config["threads"]
     resources:
         gpu=GPUS,
-        mem_mb=16000,
+        mem_mb=memory_of_model,
+        runtime=minutes_of_prompts,
     params:
-        prompts=str(HERE / config["prompts"]["table"]),
-        templates=[study.prompts[name] for name in PROMPTS],
-        names=PROMPTS,
+        table=str(HERE / config["prompts"]["table"]),
+        templates=templates_of_set,
         weights=subpath(input.weights, parent=True),
         folder=subpath(output[0], parent=True),
         work="<results>/store/heads",
         code=code_hash("inference.heads", "inference.load", imports=False),
     shell:
-        "python -m clip_robustness heads --weights {params.weights:q} --prompts {params.prompts:q}"
-        " --names {params.names} --labels {input.labels:q} --out {params.folder:q}"
+        "python -m clip_robustness heads --weights {params.weights:q} --prompts {params.table:q}"
+        " --names {wildcards.prompts} --labels {input.labels:q} --out {params.folder:q}"
         " --work {params.work:q} 2>&1 | tee {log:q}"

@@ -43,6 +43,10 @@ def _paths(*names: str, **helps: str) -> tuple[Option, ...]:
     return tuple(Option(name, help=helps.get(name, "")) for name in names)
 
 
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 _LOGITS = (
     Option("embeddings", help="embeddings of the data set (.npy, with its manifest .json beside it)"),
     Option("index", help="the data set's index (.parquet)"),
@@ -51,6 +55,11 @@ _LOGITS = (
 )
 _DATASET = Option("dataset", json.loads, "its entry of datasets.yaml, as JSON")
 _CONFIG = Option("config", help="config file of a study")
+_DECODING = (
+    Option("workers", int, "processes that decode", 1),
+    Option("on-error", str, "what an unreadable image does: fail or mask", "fail"),
+    Option("decode", str, "exact, or fast: one level of 255 apart, rarely two", "exact"),
+)
 _SEED = Option("seed", int, "seed of the bootstrap", 0)
 _RESAMPLES = Option("resamples", int, "bootstrap resamples", 1000)
 
@@ -70,6 +79,16 @@ VERBS = {
         "say what is here, what is missing, and what to do; exit code 1 when the study cannot run",
         (_CONFIG, Option("fast", flag=True, help="leave out the checksums")),
         exit_code=True,
+    ),
+    "describe-model": Verb(
+        "inference.describe:describe_model",
+        "print a line for models.tsv",
+        (
+            Option("library", str, "open_clip or timm"),
+            Option("architecture", str, "the library's name of it"),
+            Option("weights", str, "hub:OWNER/NAME[@REVISION][:FILE] or local:PATH"),
+            Option("name", str, "its name here", ""),
+        ),
     ),
     "label-space": Verb(
         "inference.label_spaces:write_label_space",
@@ -110,7 +129,34 @@ VERBS = {
     "fetch-weights": Verb(
         "inference.weights:fetch_weights",
         "fetch a model's weights into a sealed folder",
-        (Option("model", str), Option("library", str), Option("weights", str), Option("out")),
+        (
+            Option("model", str),
+            Option("library", str),
+            Option("architecture", str),
+            Option("weights", str, "hub:OWNER/NAME[@REVISION][:FILE] or local:PATH"),
+            Option("lock", help="file of revisions and checksums (.json)"),
+            Option("out"),
+        ),
+    ),
+    "blend-weights": Verb(
+        "inference.weights:blend_weights",
+        "interpolate between a model and what was fine-tuned from it",
+        (
+            Option("model", str),
+            *_paths("parent", "finetuned"),
+            Option("share", float, "of the fine-tuned model, 0 to 1"),
+            Option("out"),
+        ),
+    ),
+    "import-predictions": Verb(
+        "inference.predictions:import_predictions",
+        "bring logits or probabilities of another program into the form of embeddings",
+        (
+            Option("model", str),
+            *_paths("predictions", "index"),
+            Option("labels", help="base label space (.json)"),
+            Option("out"),
+        ),
     ),
     "cache-pixels": Verb(
         "inference.pixels:cache_pixels",
@@ -119,8 +165,7 @@ VERBS = {
             Option("index"),
             Option("spec", str, "preprocessing spec, such as resize(224,bicubic)|center_crop(224)"),
             Option("out"),
-            Option("workers", int, "processes", 1),
-            Option("on-error", str, "what an unreadable image does: fail or mask", "fail"),
+            *_DECODING,
         ),
     ),
     "heads": Verb(
@@ -142,10 +187,13 @@ VERBS = {
             Option("library", str),
             Option("preprocess", str),
             Option("weights", help="sealed weights folder"),
-            Option("pixels", help="pixel caches (.npy)", many=True),
+            Option("pixels", help="pixel caches (.npy), or indexes (.parquet) to decode as needed", many=True),
+            Option("specs", str, "the pixel spec of each", (), many=True),
             *_paths("out", "work"),
             Option("precision", str, "auto, fp32 or bf16", "auto"),
-            Option("batch-size", int, "images in a batch", 256),
+            Option("batch-size", _batch_size, "images in a batch, or auto", "auto"),
+            Option("compile", flag=True, help="run the image tower through torch.compile"),
+            *_DECODING,
         ),
     ),
     "measure-accuracy": Verb(

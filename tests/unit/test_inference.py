@@ -1,4 +1,4 @@
-"""The embedding path on real architectures: loading, heads, embedding, and what stops them."""
+"""The embedding path on real architectures: loading, embedding, and what stops them."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
-from clip_robustness.inference import embed as embed_module
-from clip_robustness.inference import heads, load
+from clip_robustness.inference import load
 from clip_robustness.inference.embed import embed
 from clip_robustness.inference.pixels import cache_pixels
-from tests.unit.clips import SIGLIP_TEXT, clip_folder, timm_folder
+from tests.unit.clips import clip_folder, timm_folder
 
 SPEC = "resize(32,bicubic)|center_crop(32)|normalize(openai)"
 
@@ -25,10 +24,8 @@ SPEC = "resize(32,bicubic)|center_crop(32)|normalize(openai)"
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     base = tmp_path_factory.mktemp("weights")
-    siglip = {"text_cfg": SIGLIP_TEXT, "custom_text": True, "init_logit_bias": -10.0}
     return {
         "clip": clip_folder(base / "clip"),
-        "siglip": clip_folder(base / "siglip", **siglip),
         "timm": timm_folder(base / "timm"),
     }
 
@@ -75,26 +72,6 @@ def reference(folder, pixels, library):
         return model.eval().encode_image(images, normalize=True).numpy()
 
 
-@pytest.mark.parametrize("library", ["open_clip", "timm"])
-def test_embeddings_are_the_librarys_own(folders, pixels, tmp_path, library):
-    folder = folders["timm" if library == "timm" else "clip"]
-    values, manifest = run(folder, pixels, tmp_path, library)
-    expected = reference(folder, pixels, library)
-    assert values.dtype == np.float16 and np.abs(values - expected).max() < 1e-3 * max(1, np.abs(expected).max())
-    assert manifest["kind"] == ("logits" if library == "timm" else "features")
-    assert manifest["n"] == 150 and manifest["dim"] == values.shape[1]
-    ids = [f"{i:03d}.png" for i in range(150)]
-    assert manifest["ids_sha256"] == io.ids_digest(ids)
-
-
-def test_an_image_does_not_depend_on_its_batch(folders, pixels):
-    model = load.load_image_model(folders["clip"], "open_clip", (0.5,) * 3, (0.5,) * 3)
-    images = torch.from_numpy(np.load(pixels)[:16])
-    with torch.inference_mode():
-        together, alone = model(images), torch.cat([model(one[None]) for one in images])
-    assert (together - alone).abs().max() < 1e-5
-
-
 def test_a_linear_head_makes_a_classifier(folders, pixels, tmp_path):
     folder = clip_folder(tmp_path / "tuned")
     torch.manual_seed(1)
@@ -104,40 +81,6 @@ def test_a_linear_head_makes_a_classifier(folders, pixels, tmp_path):
     logits, manifest = run(folder, pixels, tmp_path / "out")
     expected = torch.from_numpy(reference(folders["clip"], pixels, "open_clip")) @ weight.T + bias
     assert manifest["kind"] == "logits" and np.abs(logits - expected.numpy()).max() < 1e-2
-
-
-def test_a_killed_job_loses_one_shard(folders, pixels, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed_module, "SHARD", 32)
-    whole, _ = run(folders["clip"], pixels, tmp_path / "whole")
-    calls = []
-    plain = embed_module._Encoder.__call__
-
-    def dying(self, images):
-        calls.append(len(images))
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return plain(self, images)
-
-    monkeypatch.setattr(embed_module._Encoder, "__call__", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(folders["clip"], pixels, tmp_path / "resumed")
-    assert not (tmp_path / "resumed/toy.npy").exists()
-    resumed, manifest = run(folders["clip"], pixels, tmp_path / "resumed")
-    assert sum(calls) == 150 + 32 and np.array_equal(resumed, whole)
-    # a rerun for a reason that does not touch the numbers computes nothing
-    (tmp_path / "resumed/toy.npy").unlink()
-    before = len(calls)
-    run(folders["clip"], pixels, tmp_path / "resumed")
-    assert len(calls) == before
-    assert not list((tmp_path / "resumed/work").rglob("shard-*"))
-    assert manifest["n"] == 150
-
-
-def test_other_weights_or_code_are_another_key(folders, pixels, tmp_path, monkeypatch):
-    run(folders["clip"], pixels, tmp_path)
-    monkeypatch.setattr(embed_module.provenance, "code_hash", lambda *m, **k: "other")
-    run(folders["clip"], pixels, tmp_path)
-    assert len(list((tmp_path / "work").iterdir())) == 2
 
 
 def test_weights_that_changed_are_refused(pixels, tmp_path):
@@ -183,73 +126,3 @@ def test_values_that_are_not_finite_name_their_row(pixels, tmp_path):
     with pytest.raises(InputError, match=r"not finite in float16 for image rows \[0, 1"):
         run(folder, pixels, tmp_path / "out")
     assert not (tmp_path / "out/toy.npy").exists()
-
-
-def test_pixels_of_another_spec_are_refused(folders, pixels, tmp_path):
-    spec = "resize(24,bicubic)|center_crop(24)|normalize(openai)"
-    with pytest.raises(InputError, match=r"made for resize\(32"):
-        embed("m", "open_clip", spec, folders["clip"], [pixels], tmp_path, tmp_path / "work")
-
-
-# Heads
-
-
-def classes(tmp_path, names):
-    io.write_json(tmp_path / "toy.json", {"name": "toy", "base": None, "classes": names})
-    return tmp_path / "toy.json"
-
-
-PROMPTS = "one: ['a photo of a {}.']\nthree: ['a {}', 'a bad photo of the {} on a table', '{}']\n"
-EIGHTY = "eighty: {open_clip: OPENAI_IMAGENET_TEMPLATES}\nthirty: {open_clip: OPENAI_IMAGENET_TEMPLATES, first: 30}\n"
-NAMES = ["sphere", "traffic light, traffic signal, stoplight", "kite (bird of prey)", "Mexican hairless dog"]
-
-
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_heads_are_open_clips_own(folders, tmp_path, kind):
-    table = tmp_path / "prompts.yaml"
-    table.write_text(PROMPTS + EIGHTY)
-    names = ["one", "three", "eighty"]
-    heads.build_heads(folders[kind], table, names, [classes(tmp_path, NAMES)], tmp_path / "out", tmp_path / "work")
-    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folders[kind]}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folders[kind]}")
-    for name in names:
-        texts = heads.templates(table, name)
-        expected = open_clip.build_zero_shot_classifier(model.eval(), tokenizer, NAMES, [t.format for t in texts])
-        with np.load(tmp_path / f"out/{name}.toy.npz") as head:
-            assert np.abs(head["weight"] - expected.T.numpy()).max() < 1e-5
-            assert np.isclose(head["scale"], model.logit_scale.exp().item())
-            assert head["bias"] == (-10 if kind == "siglip" else 0)
-
-
-def test_trimming_is_decided_by_the_tower(folders):
-    for kind, expected in (("clip", True), ("siglip", False)):
-        clip = load.load_clip(folders[kind])
-        with torch.inference_mode():
-            assert heads.trims(clip, load.load_tokenizer(folders[kind])(NAMES)) is expected
-
-
-def test_a_tower_that_is_not_causal_is_not_trimmed(folders):
-    clip = load.load_clip(folders["clip"])
-    clip.attn_mask = torch.zeros_like(clip.attn_mask)  # looks like CLIP, sees the padding
-    with torch.inference_mode():
-        assert not heads.trims(clip, load.load_tokenizer(folders["clip"])(NAMES))
-
-
-def test_a_second_prompt_set_costs_only_its_own(folders, tmp_path, monkeypatch):
-    table = tmp_path / "prompts.yaml"
-    table.write_text(PROMPTS + EIGHTY)
-    where = ([classes(tmp_path, NAMES)], tmp_path / "out", tmp_path / "work")
-    heads.build_heads(folders["clip"], table, ["eighty"], *where)
-    built = []
-    plain = heads.class_weights
-    monkeypatch.setattr(heads, "class_weights", lambda *a: built.append(len(a[2])) or plain(*a))
-    heads.build_heads(folders["clip"], table, ["eighty", "one"], *where)
-    assert built == [1]
-
-
-def test_templates(tmp_path):
-    table = tmp_path / "prompts.yaml"
-    table.write_text(PROMPTS + EIGHTY + "bad: ['a photo']\n")
-    assert len(heads.templates(table, "eighty")) == 80 and len(heads.templates(table, "thirty")) == 30
-    with pytest.raises(InputError, match="every template needs one"):
-        heads.templates(table, "bad")

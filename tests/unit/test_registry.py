@@ -99,6 +99,43 @@ def spoil_parent(house):
     return [*set_field(house, "parent", "resnet101.tv_in1"), "did you mean 'resnet101.tv_in1k'"]
 
 
+def spoil_weights(house):
+    return [*set_field(house, "weights", "hub:timm"), "hub:OWNER/NAME"]
+
+
+def spoil_blend(house):
+    return [*set_field(house, "weights", "blend:rn50.openai+rn51.openai@0.5"), "did you mean 'rn50.openai'"]
+
+
+def spoil_share(house):
+    return [*set_field(house, "weights", "blend:rn50.openai+rn101.openai@1.5"), "blend:PARENT+FINETUNED@SHARE"]
+
+
+def spoil_gflops(house):
+    return [*set_field(house, "gflops", ""), "expected a number"]
+
+
+def spoil_predictions(house):
+    path, line, _ = set_field(house, "library", "predictions")
+    set_field(house, "weights", "predictions:nowhere")
+    return [path, line, "'weights'", "no .npy or .parquet file"]
+
+
+def spoil_library(house):
+    path, line, _ = set_field(house, "weights", "predictions:somewhere")
+    return [path, line, "'library'", "'predictions' needs both"]
+
+
+def spoil_prompts(house):
+    path, *_ = set_field(house, "prompts", "roz_auto_rn51")
+    return [path, "(resnet50.tv_in1k), field 'prompts'", "did you mean 'roz_auto_rn50"]
+
+
+def spoil_condition(house):
+    edit(house / "config/model_sets.yaml", "family: [vit, convnext]", "familly: [vit, convnext]")
+    return ["model_sets.yaml", "closer_look", "did you mean 'family'"]
+
+
 def spoil_labels(house):
     edit(house / "config/datasets.yaml", "labels: imagenet_a", "labels: imagenet_aa")
     return ["datasets.yaml", ".labels", "imagenet_aa", "did you mean 'imagenet_a'"]
@@ -209,7 +246,7 @@ def test_a_model_that_is_trained_here_needs_its_parent(house):
     """The mini zoo fine-tunes its own models, so a parent that is left out cannot be trained."""
     set_field(house, "weights", "mini")
     set_field(house, "parent", "vit-b-32.openai")
-    with pytest.raises(InputError, match=r"fine-tuned from 'vit-b-32.openai', which is left out"):
+    with pytest.raises(InputError, match=r"made from 'vit-b-32.openai', which is left out"):
         load_study({**config(house), "models": {"names": ["resnet50.tv_in1k"]}}, house)
 
 

@@ -122,7 +122,18 @@ def write_models(house: House) -> None:
         write = write_clip if group == "clip_zero_shot" else write_classifier
         write(house.path / "weights" / name, seed)
         changes = {"model": name, "title": name, "weights": f"local:weights/{name}", "preprocess": SPEC}
-        chosen.append({**lines[group], **changes, "image_size": "32", "params_m": "1", "sets": "lite", "parent": ""})
+        changes["architecture"] = "small-clip" if group == "clip_zero_shot" else "test_resnet"
+        chosen.append(
+            {
+                **lines[group],
+                **changes,
+                "image_size": "32",
+                "params_m": "1",
+                "gflops": "1",
+                "listed": "lite",
+                "parent": "",
+            }
+        )
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n")
         writer.writeheader()
@@ -199,7 +210,7 @@ def test_the_indexes_are_the_archives(lite):
 
 
 def test_what_was_downloaded_is_pinned_and_kept(lite):
-    pins = json.loads((lite.path / "config/data.lock.json").read_text())
+    pins = json.loads((lite.path / "config/downloads.lock.json").read_text())
     archives = {
         path.relative_to(lite.path / "resources/archives"): path for path in lite.path.glob("resources/archives/*/*")
     }

@@ -71,8 +71,8 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    array = np.asarray(array)
+    _write_array(path, array.dtype, array.shape, [array])
 
 
 def load_array(path: str | os.PathLike, mmap: bool = True) -> np.ndarray:
@@ -83,6 +83,24 @@ def load_array(path: str | os.PathLike, mmap: bool = True) -> np.ndarray:
         raise InputError(f"{path}: no such file") from None
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: not a whole .npy array ({error}); delete it and run again") from None
+
+
+def join_arrays(path: str | os.PathLike, parts: Sequence[str | os.PathLike]) -> None:
+    """Write .npy files of one type, equal but for their number of rows, as one; a part at a time is in memory."""
+    arrays = [load_array(part) for part in parts]
+    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
+    _write_array(path, arrays[0].dtype, shape, (load_array(part, mmap=False) for part in parts))
+
+
+def _write_array(path: str | os.PathLike, dtype: np.dtype, shape: Sequence[int], parts: Iterable[np.ndarray]) -> None:
+    """Not by np.save, which does not notice that a disk is full while it writes the last few kilobytes."""
+    if dtype.hasobject:
+        raise ValueError(f"{path}: an array of objects is not for a .npy file")
+    layout = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, layout)
+        for part in parts:
+            file.write(part.tobytes())
 
 
 def write_parquet(path: str | os.PathLike, columns: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from clip_robustness.core.study import Dataset, Model, Study
 # A family is a file of the data wing, so it is known without importing that wing; the mini study has two more.
 ADAPTERS = Path(__file__).resolve().parents[1] / "data" / "adapters"
 MADE_HERE = ("mini_world", "mini_filtered")
+NUMBERS = {"train_images": int, "params_m": float, "gflops": float, "image_size": int, "top1": float}
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
@@ -34,19 +35,25 @@ def load_study(config: Mapping[str, Any], root: Path) -> Study:
     datasets, label_spaces = load_datasets(root / config["datasets"]["table"], root)
     prompts = load_yaml(root / config["prompts"]["table"])
 
-    chosen = _choose(models, config["models"], f"{where}, models", problems)
-    used = _choose(datasets, config["datasets"], f"{where}, datasets", problems)
-    for name in [config["prompts"]["default"], *config["prompts"]["also"]]:
+    sets = model_sets(root / config["models"]["definitions"], models)
+    chosen = _choose(models, sets, config["models"], f"{where}, models", problems)
+    named = {name: set(dataset.sets) for name, dataset in datasets.items()}
+    used = _choose(datasets, named, config["datasets"], f"{where}, datasets", problems)
+    wanted = dict.fromkeys([config["prompts"]["default"], *config["prompts"]["also"]], f"{where}, prompts")
+    wanted |= {
+        m.prompts: f"{config['models']['table']} ({m.model}), field 'prompts'" for m in chosen.values() if m.prompts
+    }
+    for name, place in wanted.items():
         if name not in prompts:
-            problems.append(f"{where}, prompts: {unknown(name, prompts, config['prompts']['table'])}")
+            problems.append(f"{place}: {unknown(name, prompts, config['prompts']['table'])}")
     _check_id_dataset(config, used, f"{where}, field 'id_dataset'", problems)
     for field in ("local", "accept"):
         for name in config[field]:
             if name not in datasets:
                 problems.append(f"{where}, {field}: {unknown(name, datasets, config['datasets']['table'])}")
     for model in chosen.values():
-        for needed in {model.parent} - {""} - set(chosen) if model.weights == "mini" else ():
-            problems.append(f"{where}, models: '{model.model}' is fine-tuned from '{needed}', which is left out")
+        for needed in sorted(_made_from(model) - set(chosen)):
+            problems.append(f"{where}, models: '{model.model}' is made from '{needed}', which is left out")
     for name, dataset in used.items():
         if dataset.annotates and dataset.annotates not in used:
             problems.append(f"{where}, datasets: '{name}' annotates '{dataset.annotates}', which is left out")
@@ -91,25 +98,75 @@ def load_models(path: Path, root: Path) -> dict[str, Model]:
         if values["model"] in models:
             problems.append(f"{where}, field 'model': the name is taken by line {lines[values['model']]}")
             continue
-        for field, kind in (("train_images", int), ("params_m", float), ("image_size", int)):
+        for field, kind in NUMBERS.items():
             values[field] = _number(values[field], kind)
-        values["sets"] = [name for name in values["sets"].split(",") if name]
+        values["listed"] = [name for name in values["listed"].split(",") if name]
         before = len(problems)
         check(values, rules, where, problems)
         if len(problems) == before:
-            try:
-                Preprocessing.parse(values["preprocess"])
-            except InputError as error:
-                problems.append(f"{where}, field 'preprocess': {error}")
-                continue
-            models[values["model"]] = Model(**{**values, "sets": tuple(values["sets"])})
-            lines[values["model"]] = line
+            model = Model(**{**values, "listed": tuple(values["listed"])})
+            problems += _faults_of_model(model, where)
+            models[model.model] = model
+            lines[model.model] = line
     for model in models.values():
-        if model.parent and model.parent not in models:
-            where = f"{path}, line {lines[model.model]} ({model.model}), field 'parent'"
-            problems.append(f"{where}: {unknown(model.parent, models, path, 'model')}")
+        named = {"parent": {model.parent} - {""}, "weights": _made_from(model)}
+        for field, names in named.items():
+            for name in sorted(names - set(models)):
+                where = f"{path}, line {lines[model.model]} ({model.model}), field '{field}'"
+                problems.append(f"{where}: {unknown(name, models, path, 'model')}")
     stop(problems)
     return models
+
+
+def _made_from(model: Model) -> set[str]:
+    """Models whose weights its own are made from by this workflow."""
+    if model.scheme == "blend":
+        return set(model.blended[:2])
+    return {model.parent} - {""} if model.scheme == "mini" else set()
+
+
+def _faults_of_model(model: Model, where: str) -> list[str]:
+    """What only the fields together show."""
+    if (model.library == "predictions") != (model.scheme == "predictions"):
+        return [f"{where}, field 'library': '{model.library}' with weights '{model.weights}'; 'predictions' needs both"]
+    if model.scheme == "predictions":
+        return [] if model.predictions else [f"{where}, field 'weights': no .npy or .parquet file in that folder"]
+    faults = [
+        f"{where}, field '{field}': expected a number"
+        for field in ("params_m", "gflops", "image_size")
+        if not getattr(model, field)
+    ]
+    try:
+        Preprocessing.parse(model.preprocess)
+    except InputError as error:
+        faults.append(f"{where}, field 'preprocess': {error}")
+    return faults
+
+
+def model_sets(path: Path, models: Mapping[str, Model]) -> dict[str, set[str]]:
+    """Model -> the names of the sets that it is in, by the conditions on columns in the file `path`."""
+    problems: list[str] = []
+    definitions = load_yaml(path)
+    fields = {field.name for field in dataclasses.fields(Model)}
+    for name, conditions in definitions.items():
+        for condition in conditions:
+            for column in set(condition) - fields:
+                problems.append(f"{path}, {name}: {unknown(column, fields, 'models.tsv', 'column')}")
+    stop(problems)
+
+    def fits(model: Model, condition: Mapping[str, Any]) -> bool:
+        for column, wanted in condition.items():
+            value = getattr(model, column)
+            if not set(wanted if isinstance(wanted, list) else [wanted]) & set(
+                value if isinstance(value, tuple) else [value]
+            ):
+                return False
+        return True
+
+    return {
+        name: {key for key, conditions in definitions.items() if any(fits(model, c) for c in conditions)}
+        for name, model in models.items()
+    }
 
 
 def load_datasets(path: Path, root: Path) -> tuple[dict[str, Dataset], dict[str, dict[str, Any]]]:
@@ -170,9 +227,11 @@ def _check_id_dataset(config: Mapping[str, Any], used: Mapping[str, Dataset], wh
         problems.append(f"{where}: expected one data set with role 'id' in the study, found {found}; name one here")
 
 
-def _choose(table: Mapping[str, Any], choice: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+def _choose(
+    table: Mapping[str, Any], sets: Mapping[str, set[str]], choice: Mapping[str, Any], where: str, problems: list[str]
+) -> dict[str, Any]:
     """The rows that `choice` names one by one (`names`) or by set (`sets`), less those in `without`."""
-    known_sets = {name for row in table.values() for name in row.sets}
+    known_sets = set().union(*sets.values())
     for name in choice["sets"]:
         if name not in known_sets:
             problems.append(f"{where}.sets: {unknown(name, known_sets, 'the sets', 'set')}")
@@ -183,7 +242,7 @@ def _choose(table: Mapping[str, Any], choice: Mapping[str, Any], where: str, pro
     return {
         name: row
         for name, row in table.items()
-        if (name in choice["names"] or wanted & set(row.sets)) and name not in choice["without"]
+        if (name in choice["names"] or wanted & sets[name]) and name not in choice["without"]
     }
 
 

@@ -1,7 +1,9 @@
 """What a study holds: its models, its data sets, and what follows from the parts that they play in it."""
 
+import collections
 import dataclasses
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ METRICS_OF_FIGURE = {
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One line of models.tsv. `weights` is `mini`, `hub:OWNER/NAME[@REVISION]` or `local:PATH`."""
+    """One line of models.tsv; config/schemas/model.schema.yaml says what each field may hold."""
 
     model: str
     title: str
@@ -52,14 +54,19 @@ class Model:
     family: str
     source: str
     train_images: int | None
+    released: str
     finetuning: str
     finetuned_on: str
     loss: str
     parent: str
-    params_m: float
-    image_size: int
+    prompts: str
+    params_m: float | None
+    gflops: float | None
+    image_size: int | None
     licence: str
-    sets: tuple[str, ...]
+    published: str
+    top1: float | None
+    listed: tuple[str, ...]
     note: str = ""
 
     @functools.cached_property
@@ -69,6 +76,26 @@ class Model:
     @property
     def has_text_tower(self) -> bool:
         return self.library == "open_clip" and self.finetuning != "cross_entropy"
+
+    @property
+    def scheme(self) -> str:
+        """Where its weights come from: hub, local, blend, mini, or predictions (nothing is computed then)."""
+        return self.weights.partition(":")[0]
+
+    @functools.cached_property
+    def predictions(self) -> Mapping[str, Path]:
+        """Data set -> file, of a model whose outputs the user has."""
+        if self.scheme != "predictions":
+            return {}
+        folder = Path(self.weights.partition(":")[2]).expanduser()
+        return {path.stem: path for path in sorted(folder.glob("*")) if path.suffix in (".npy", ".parquet")}
+
+    @functools.cached_property
+    def blended(self) -> tuple[str, str, float]:
+        """(parent, fine-tuned model, the latter's share) of `blend:PARENT+FINETUNED@SHARE`."""
+        names, _, share = self.weights.removeprefix("blend:").rpartition("@")
+        parent, _, finetuned = names.partition("+")
+        return parent, finetuned, float(share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +219,48 @@ class Study:
             suites.setdefault(self.datasets[name].suite, []).append(name)
         return suites
 
+    def answers(self, model: str, dataset: str) -> bool:
+        """Whether there can be outputs of `model` on `dataset`: not where its user gives none."""
+        return bool(dataset) and (
+            self.models[model].scheme != "predictions" or dataset in self.models[model].predictions
+        )
+
+    def weights_of(self, model: str) -> str:
+        """The first model of the study with the same weights: two lines may differ in their prompts only."""
+        if self.models[model].scheme == "mini":  # trained here, each its own
+            return model
+        same = operator.attrgetter("library", "architecture", "weights")
+        return next(name for name, other in self.models.items() if same(other) == same(self.models[model]))
+
+    def prompts_of(self, model: str) -> str:
+        """The prompt set that a model's metrics use."""
+        return self.models[model].prompts or self.config["prompts"]["default"]
+
+    @property
+    def computed(self) -> list[str]:
+        """Models that are run here, and not read from their user's files."""
+        return [name for name, model in self.models.items() if model.scheme != "predictions"]
+
+    @functools.cached_property
+    def cached_pixels(self) -> set[tuple[str, str]]:
+        """(key of a pixel spec, data set) whose pixels are kept on disk; those of others are decoded for each model.
+
+        Those that most models share come first, the smaller before the larger, as far as `pixel_cache_gb` goes.
+        """
+        sharing: collections.Counter[tuple[str, str]] = collections.Counter()
+        sizes: dict[tuple[str, str], int] = {}
+        for model in self.computed:
+            for name in self.evaluated:
+                spec = self.preprocessing(model, name)
+                sharing[spec.key, name] += 1
+                sizes[spec.key, name] = 3 * spec.size[0] * spec.size[1] * (self.datasets[name].images or 0)
+        room, kept = self.config["pixel_cache_gb"] * 1e9, set()
+        for pair in sorted(sharing, key=lambda pair: (-sharing[pair], sizes[pair], pair)):
+            if sizes[pair] <= room:
+                kept.add(pair)
+                room -= sizes[pair]
+        return kept
+
     @property
     def base_spaces(self) -> list[str]:
         return sorted({self.base_space(name) for name in self.evaluated})
@@ -199,3 +268,9 @@ class Study:
     def with_metric(self, metric: str) -> list[str]:
         """Data sets that count for a metric family (a pool is measured only to be filtered)."""
         return [n for n in self.evaluated if metric in self.datasets[n].metrics and self.datasets[n].role != "pool"]
+
+    def measured(self, metric: str) -> list[tuple[str, str]]:
+        """(model, data set) of every job of a metric family; calibration needs the ID set for its temperature."""
+        needed = [self.id_dataset] if metric == "calibration" else []
+        pairs = [(model, dataset) for dataset in self.with_metric(metric) for model in self.models]
+        return [(m, d) for m, d in pairs if all(self.answers(m, name) for name in [d, *needed])]

@@ -98,13 +98,15 @@ def _hub(study: Study, problems: list[str]) -> str:
     rows.append(("hub offline", "yes (HF_HUB_OFFLINE)" if offline else "no", ""))
     waiting = []
     for name, model in study.models.items():
-        scheme, _, place = model.weights.partition(":")
+        if name not in study.computed or study.weights_of(name) != name:
+            continue
+        _, _, place = model.weights.partition(":")
         here = (folder_of(study, "resources") / "weights" / name / "manifest.json").is_file()
-        if scheme == "local" and not here and not Path(place).expanduser().is_dir():
-            problems.append(f"model {name}: its weights folder {place} does not exist")
+        if model.scheme == "local" and not here and not Path(place).expanduser().exists():
+            problems.append(f"model {name}: its weights {place} do not exist")
         if not here:
             waiting.append(model)
-    size = sum(m.params_m for m in waiting) * 4e6 / GB
+    size = sum(m.params_m or 0 for m in waiting) * 4e6 / GB
     rows.append(("models", f"{len(study.models) - len(waiting)} here, {len(waiting)} to come", f"about {size:.1f} GB"))
     return table(rows)
 

@@ -1,4 +1,4 @@
-"""Copies that others keep, and which of them is the right one: the model hub, the user's cache, the lock file.
+"""Copies that others keep, and which of them is the right one: the model hub, the user's cache.
 
 A model-hub repository comes through huggingface_hub, whose own cache, token and offline switch (HF_HUB_OFFLINE) hold.
 It names a blob by its checksum but compares only sizes, so every shard is hashed here before it gets its final name.
@@ -6,27 +6,22 @@ It names a blob by its checksum but compares only sizes, so every shard is hashe
 
 import contextlib
 import errno
-import fcntl
 import fnmatch
 import hashlib
 import os
 import re
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
+from clip_robustness.core.lock import alone, pin, pins_of, say
 
 CACHE_VARIABLE = "CLIP_ROBUSTNESS_CACHE"
 LIMIT = 400 * 10**9  # bytes of a download whose size is not declared; the largest archive known has 156 GB
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 class WrongCopy(Exception):
@@ -45,7 +40,7 @@ class Wanted(NamedTuple):
     def of(cls, entry: Mapping[str, Any], lock: Path, key: str) -> "Wanted":
         """From an entry of `archives`; where it has no SHA-256, from the lock file."""
         known, origin = entry, "datasets.yaml"
-        if not entry.get("sha256") and (found := _pins(lock).get(key)):
+        if not entry.get("sha256") and (found := pins_of(lock).get(key)):
             known, origin = found, f"pinned in {lock}; if you trust a changed release, remove the entry '{key}' there"
         return cls(entry.get("bytes", known.get("bytes")), known.get("sha256"), entry.get("md5"), origin)
 
@@ -66,49 +61,6 @@ class Wanted(NamedTuple):
             kind = "md5" if by_md5 else "sha256"
             raise WrongCopy(f"wrong checksum: {kind} {found}, expected {right} ({self.origin})")
         return sha256.hexdigest()
-
-
-def pin(lock: Path, key: str, facts: Mapping[str, Any]) -> None:
-    """Enter `facts` under `key` in the lock file, or compare them with what stands there."""
-    with alone(lock):
-        pins = _pins(lock)
-        if key in pins:
-            if pins[key] != facts:
-                remedy = "Remedy: fetch it again; if you trust a changed release, remove that entry"
-                raise InputError(f"{lock}, {key}: pinned {pins[key]}, found {dict(facts)}. {remedy}")
-            return
-        io.write_json(lock, {**pins, key: facts})
-        say(f"{key}: pinned in {lock}; commit that file")
-
-
-def _pins(lock: Path) -> dict[str, Any]:
-    pins = io.read_json(lock) if lock.exists() else {}
-    if not isinstance(pins, dict) or not all(isinstance(pin, dict) for pin in pins.values()):
-        raise InputError(f"{lock}: expected an object of objects; take the committed file again")
-    return pins
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """One process at a time for `path`; the kernel frees the lock when a process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    guard = path.with_name(f".{path.name}.lock")
-    while True:
-        handle = os.open(guard, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{path}: another process is at it; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), guard.stat()):
-                break
-        os.close(handle)  # its holder has removed it: a newer one may be held
-    try:
-        yield
-    finally:
-        guard.unlink(missing_ok=True)
-        os.close(handle)
 
 
 class Cache:
@@ -158,7 +110,7 @@ def fetch_hub(dataset: Mapping[str, Any], out: Path, lock: Path, hub_cache: Path
     little room, and where there is no network and the hub's cache lacks a file.
     """
     name, hub = dataset["name"], dataset["hub"]
-    revision = hub.get("revision") or _pins(lock).get(name, {}).get("revision", "main")
+    revision = hub.get("revision") or pins_of(lock).get(name, {}).get("revision", "main")
     where = f"data set {name}, hub:{hub['repository']}@{revision}"
     with alone(out):
         say(f"fetch {where}; its licence: {dataset.get('licence', 'not known')}")

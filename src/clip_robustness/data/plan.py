@@ -14,7 +14,6 @@ from clip_robustness.core.study import Dataset, Model, Study
 
 ROOT = Path(__file__).resolve().parents[3]
 GB = 1e9
-FLOP_PER_PARAMETER = 400  # forward pass of one 224 px image: ViT-B/16 406, ResNet-50 320, ViT-L/14 530
 WEIGHT_BYTES = 4
 INDEX_BYTES = 40  # a row of an index; paths compress well
 EMBEDDING_BYTES = 2 * 1000  # a row of logits, float16; features are half to one time that
@@ -73,11 +72,11 @@ def download_of(study: Study, names: Iterable[str]) -> Download:
 def stored_bytes(study: Study) -> dict[str, int]:
     """Bytes that the evaluated part of the study takes on disk, by kind; images of unknown number count as none."""
     shown = {name: study.datasets[name].images or 0 for name in study.evaluated}
-    specs = {model.preprocessing.key: model.preprocessing.size for model in study.models.values()}
+    specs = {spec.key: spec.size for spec in (study.models[name].preprocessing for name in study.computed)}
     pixels = sum(3 * height * width for height, width in specs.values())
     return {
         "archives, as far as declared": sum(download_of(study, study.evaluated)[:2]),
-        "weights": round(sum(m.params_m for m in study.models.values()) * 1e6 * WEIGHT_BYTES),
+        "weights": round(sum(study.models[name].params_m or 0 for name in _weights(study)) * 1e6 * WEIGHT_BYTES),
         "indexes": sum(shown.values()) * INDEX_BYTES,
         f"pixel caches ({len(specs)} preprocessing specs)": sum(shown.values()) * pixels,
         "embeddings": sum(shown.values()) * len(study.models) * EMBEDDING_BYTES,
@@ -85,8 +84,7 @@ def stored_bytes(study: Study) -> dict[str, int]:
 
 
 def gpu_seconds(model: Model, images: int, tflops: float) -> float:
-    flop = FLOP_PER_PARAMETER * model.params_m * 1e6 * (model.image_size / 224) ** 2
-    return images * flop / (tflops * 1e12)
+    return images * (model.gflops or 0) / (tflops * 1e3)
 
 
 def job_counts(study: Study) -> dict[str, int]:
@@ -97,16 +95,20 @@ def job_counts(study: Study) -> dict[str, int]:
     if study.config["published"]:
         return {**counts, "import_published": 1, "fit_baselines": 1}
     metrics = {metric: study.with_metric(metric) for metric in METRICS if study.with_metric(metric)}
-    models, filters = list(study.models.values()), _filters(study)
-    for metric, names in metrics.items():
-        counts[f"measure_{metric}"] = len(names) * len(models)
+    models, filters = [study.models[name] for name in study.computed], _filters(study)
+    for metric in metrics:
+        counts[f"measure_{metric}"] = len(study.measured(metric))
     counts["measure_accuracy"] += len(filters)
-    counts["fit_temperature"] = len(models) if "calibration" in metrics else 0
+    counts["fit_temperature"] = len({model for model, _ in study.measured("calibration")})
+    counts["import_predictions"] = sum(
+        study.answers(name, d) for name in study.models if name not in study.computed for d in study.evaluated
+    )
     counts["gather_metric"], counts["gather_models"] = len(metrics), 1
     counts["fit_baselines"] = int("accuracy" in metrics)
     counts["build_heads"] = sum(model.has_text_tower for model in models)
-    counts["train_mini"] = sum(model.weights == "mini" for model in models)
-    counts["fetch_weights"] = len(models) - counts["train_mini"]
+    of_scheme = collections.Counter(study.models[name].scheme for name in _weights(study))
+    counts["train_mini"], counts["blend_weights"] = of_scheme["mini"], of_scheme["blend"]
+    counts["fetch_weights"] = of_scheme["hub"] + of_scheme["local"]
     for suite, names in study.suites.items():
         only_pools = all(study.datasets[name].role == "pool" for name in names)
         runs = [m for m in models if not only_pools or any((m.model, n) in filters for n in names)]
@@ -114,6 +116,11 @@ def job_counts(study: Study) -> dict[str, int]:
         counts["cache_pixels"] += len(names) * len({m.preprocessing.key for m in runs})
     counts.update(_data_jobs(study))
     return {rule: count for rule, count in counts.items() if count}
+
+
+def _weights(study: Study) -> list[str]:
+    """Models whose weights are kept: of several with the same weights, the first."""
+    return [name for name in study.computed if study.weights_of(name) == name]
 
 
 def _filters(study: Study) -> set[tuple[str, str]]:
@@ -160,7 +167,7 @@ def _downloads(study: Study) -> str:
         total = download_of(study, names)
         images = sum(study.datasets[name].images or 0 for name in names)
         rows.append((f"all {title}", images, total.known / GB, total.about / GB, total.unknown, ""))
-    weights = sum(m.params_m for m in study.models.values() if m.weights.startswith("hub:"))
+    weights = sum(study.models[n].params_m or 0 for n in _weights(study) if study.models[n].scheme == "hub")
     rows.append(("weights", "", 0.0, weights * 1e6 * WEIGHT_BYTES / GB, 0, "4 bytes a parameter"))
     notes = [
         "GB: declared to the byte; about GB: declared roughly. What you have is not counted; an archive that several",
@@ -192,16 +199,16 @@ def _compute(study: Study, tflops: float) -> str:
     rows: list[Sequence[Any]] = [("GPU-HOURS by parameters", "models", *titles, "all")]
     smaller = 0.0
     for largest, title in SIZES:
-        models = [m for m in study.models.values() if smaller < m.params_m <= largest]
+        models = [m for m in study.models.values() if smaller < (m.params_m or 0) <= largest]
         smaller = largest
         if models:
             rows.append((title, len(models), *_hours(models, suites, tflops)))
     rows.append(("all", len(study.models), *_hours(study.models.values(), suites, tflops)))
-    specs = len({m.preprocessing.key for m in study.models.values()})
+    specs = len({study.models[name].preprocessing.key for name in study.computed})
     decode = sum(suites.values()) * specs / DECODED / 3600
     notes = [
-        f"Assumed: {FLOP_PER_PARAMETER} operations a parameter and 224 px image (in proportion to the pixels; the text",
-        f"tower is counted, so CLIPs need less), {tflops:g} TFLOP/s sustained (--tflops). In brackets: images.",
+        f"The image tower's operations (column gflops of the models table), {tflops:g} TFLOP/s sustained (--tflops).",
+        "In brackets: images.",
         f"Decoding: {decode:.2f} core-hours at {DECODED} images a second and core, {specs} preprocessing specs.",
     ]
     return "\n".join([table(rows), *notes])

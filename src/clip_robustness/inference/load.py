@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from clip_robustness.core.io import InputError, check_sealed
 
 CLASSIFIER = "classifier.safetensors"
+CONFIGS = {"open_clip": "open_clip_config.json", "timm": "config.json"}
+TEXT_CONFIG = "text_config.json"  # of a text tower that the transformers library builds
 
 
 class ImageModel(nn.Module):
@@ -36,7 +38,8 @@ class ImageModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        out = self.tower(images).float()
+        out = self.tower(images)
+        out = (out[0] if isinstance(out, tuple) else out).float()  # CoCa's tower answers with its tokens too
         if self.kind == "logits" and self.head is None:
             return out
         features = nn.functional.normalize(out, dim=-1)
@@ -44,10 +47,10 @@ class ImageModel(nn.Module):
 
 
 def load_image_model(folder: Path, library: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageModel:
-    """Load the image side of a model, in float32 on the CPU, checksums first."""
+    """Load the image side of a model, in float32 on the CPU, checksums first; a convolutional one in channels-last."""
     check_sealed(folder)
     if library == "timm":
-        return ImageModel(_load_timm(folder), "logits", mean, std).eval()
+        return ImageModel(_channels_last(_load(folder, "timm")), "logits", mean, std).eval()
     clip = load_clip(folder)
     head = None
     if (folder / CLASSIFIER).is_file():
@@ -56,19 +59,40 @@ def load_image_model(folder: Path, library: str, mean: tuple[float, ...], std: t
         state = load_file(folder / CLASSIFIER)
         head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
         head.load_state_dict(state)
-    return ImageModel(clip.visual, "logits" if head is not None else "features", mean, std, head).eval()
+    kind = "logits" if head is not None else "features"
+    return ImageModel(_channels_last(clip.visual), kind, mean, std, head).eval()
 
 
 def load_clip(folder: Path) -> Any:
     """An open_clip model, text tower included, from a folder of the hub's layout."""
-    import open_clip
+    return _load(folder, "open_clip").eval()
 
-    _expect(folder, "open_clip_config.json", "model_cfg")
-    try:
-        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True, weights_only=True)
-    except Exception as error:  # whatever a library says of weights that it cannot take
-        raise InputError(_not_loadable(folder, error)) from error
-    return model.eval()
+
+def build_model(folder: Path, library: str, device: str = "cpu") -> nn.Module:
+    """The library's own model with the folder's weights, and with whatever the library says of what does not fit.
+
+    device: `meta` compares names and shapes of all tensors and computes nothing.
+    """
+    with torch.device(device):
+        if library == "timm":
+            import timm
+
+            return timm.create_model(f"local-dir:{folder}", pretrained=True)
+        import open_clip
+
+        options = {"require_pretrained": True, "weights_only": True, "device": device}
+        return open_clip.create_model(f"local-dir:{folder}", **options, **_text_tower(folder))
+
+
+def summary(error: Exception) -> str:
+    """What a library says of weights that it cannot take, with the first few of the tensors that it lists."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for i, line in enumerate(lines):
+        names = line.split(", ")
+        if "key(s) in state_dict" in line and len(names) > 3:
+            lines[i] = f"{', '.join(names[:3])} and {len(names) - 3} more."
+    more = [f"and {len(lines) - 5} more lines"] if len(lines) > 5 else []
+    return " ".join(lines[:5] + more) or type(error).__name__
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -83,14 +107,16 @@ def scale_and_bias(clip: Any) -> tuple[float, float]:
     return float(clip.logit_scale.exp()), float(bias) if bias is not None else 0.0
 
 
-def _load_timm(folder: Path) -> nn.Module:
-    import timm
-
-    _expect(folder, "config.json", "architecture")
+def _load(folder: Path, library: str) -> Any:
+    _expect(folder, CONFIGS[library], "architecture" if library == "timm" else "model_cfg")
     try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+        return build_model(folder, library)
     except Exception as error:  # whatever a library says of weights that it cannot take
-        raise InputError(_not_loadable(folder, error)) from error
+        remedy = "Check the model's line in models.tsv (weights, library), then delete the folder and run again."
+        raise InputError(
+            f"{folder}: these weights do not fit the architecture in the folder's configuration: "
+            f"{summary(error)} {remedy}"
+        ) from error
 
 
 def _expect(folder: Path, name: str, key: str) -> None:
@@ -102,12 +128,19 @@ def _expect(folder: Path, name: str, key: str) -> None:
         raise InputError(f"{folder / name}: no '{key}' in it, so it is not this library's configuration")
 
 
-def _not_loadable(folder: Path, error: Exception) -> str:
-    first = str(error).strip().splitlines()[:3]
-    return (
-        f"{folder}: these weights do not fit the architecture in the folder's configuration: {' '.join(first)} "
-        "Check the model's line in models.tsv (weights, library), then delete the folder and run again."
-    )
+def _text_tower(folder: Path) -> dict[str, Any]:
+    """What open_clip needs to build a text tower of the transformers library without asking the hub for its shape."""
+    text = json.loads((folder / CONFIGS["open_clip"]).read_text(encoding="utf-8"))["model_cfg"].get("text_cfg", {})
+    if "hf_model_name" not in text:
+        return {}
+    name = str((folder / TEXT_CONFIG).resolve())
+    return {"text_cfg": {**text, "hf_model_name": name, "hf_model_pretrained": False}}
+
+
+def _channels_last(tower: nn.Module) -> nn.Module:
+    """Convolutions run faster on NHWC, the order that pixels come in; one that only cuts patches gains nothing."""
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in tower.modules())
+    return tower.to(memory_format=torch.channels_last) if convolutions > 1 else tower
 
 
 def to_float16(values: np.ndarray, what: str, first_row: int = 0) -> np.ndarray:

@@ -1,85 +1,173 @@
 """Weights into resources/weights/{model}, sealed with checksums, where there is a network.
 
-A GPU node loads the sealed folder and needs no network. Only what a model needs is taken, safetensors first; a
-pickled checkpoint is taken only where there is nothing else, and is later read with `weights_only=True`.
+Whatever the source, the folder has a hub's layout, is safetensors only, and has been loaded once on the meta device:
+a GPU node reads no pickle, asks no hub, and meets no tensor of another shape.
 """
 
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from clip_robustness.core import io
+from clip_robustness.core.io import InputError
+from clip_robustness.inference import checkpoints
+from clip_robustness.inference.architectures import (
+    TOKENIZER,
+    Source,
+    add_companions,
+    check_fit,
+    configuration,
+    known_configuration,
+    matches,
+    nearest,
+)
+from clip_robustness.inference.hub import Place, fetch_files
+from clip_robustness.inference.load import CONFIGS
 
-CONFIGS = ("open_clip_config.json", "config.json")
-SMALL = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "*.model")
+# By preference. `model.safetensors` comes last for open_clip, since beside its own files it is another library's.
 WEIGHTS = {
     "open_clip": (
         "open_clip_model.safetensors",
         "open_clip_pytorch_model.safetensors",
         "open_clip_pytorch_model.bin",
+        "model.safetensors",
     ),
     "timm": ("model.safetensors", "pytorch_model.bin"),
 }
 
 
-def fetch_weights(model: str, library: str, weights: str, out: Path) -> None:
-    """Fetch `hub:OWNER/NAME[@REVISION]` or copy `local:FOLDER` into `out` and seal it.
+class Wanted(NamedTuple):
+    """File names of a repository or folder: checkpoints by preference, and patterns of small files."""
 
-    Errors: `InputError` for a repository that is missing, gated or without this library's weights, and for no network.
+    weights: Sequence[str]
+    small: Sequence[str]
+
+
+def fetch_weights(model: str, library: str, architecture: str, weights: str, out: Path, lock: Path) -> None:
+    """Bring the weights of a line of models.tsv into the folder `out`, and seal it.
+
+    library: open_clip or timm. architecture: the library's name, which decides the model that is built; what the
+    repository's own configuration says otherwise is recorded in the manifest, as `differs`.
+    weights: `hub:OWNER/NAME[@REVISION][:FILE]`, or `local:PATH` of a folder in a hub's layout or of one checkpoint.
+    lock: the file that pins a hub's commits and checksums, under `weights`.
+    Errors: `InputError` where the weights cannot be had, are damaged, hold code or values that are not finite, or do
+    not fit the architecture.
     """
+    where = f"models.tsv, line '{model}', weights '{weights}'"
+    known = known_configuration(where, library, architecture)
+    source = _source(where, _wanted(library, known), weights, lock)
     out.mkdir(parents=True, exist_ok=True)
-    scheme, _, place = weights.partition(":")
-    with tempfile.TemporaryDirectory(dir=out.parent) as name:
-        folder = Path(name) / "weights"
-        facts = (
-            _from_hub(model, library, place, folder) if scheme == "hub" else _from_folder(model, library, place, folder)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{model}-") as name:
+        folder = Path(name)
+        target = folder / WEIGHTS[library][0]
+        if not checkpoints.is_plain(source.checkpoint, where):
+            checkpoints.to_safetensors(source.checkpoint, target, where)
+        elif weights.startswith("hub:"):
+            io.place(source.checkpoint.resolve(), target)
+        else:
+            shutil.copyfile(source.checkpoint, target)
+        checkpoints.check_finite(target, where)
+        shapes = checkpoints.shapes_of(target, where)
+        config, differs = configuration(where, library, architecture, known, source, shapes)
+        io.write_json(folder / CONFIGS[library], config)
+        if library == "open_clip":
+            add_companions(where, folder, config, source, lock)
+        resized = check_fit(where, library, architecture, folder, shapes)
+        _replace(out, folder)
+    io.seal(out, model=model, architecture=architecture, differs=differs, resized=resized, **source.facts)
+
+
+def blend_weights(model: str, parent: Path, finetuned: Path, share: float, out: Path) -> None:
+    """Interpolate between a model and what was fine-tuned from it: (1 - share) * parent + share * finetuned.
+
+    parent, finetuned: sealed folders of one architecture; floating-point tensors are interpolated in float32, other
+    tensors are the fine-tuned model's. A linear head is interpolated too, so both have one or neither has.
+    Source: WiSE-FT, Wortsman et al. 2022 (arXiv 2109.01903), section 3.
+    Errors: `InputError` for a share outside 0..1 and for folders whose tensors or configurations differ.
+    """
+    where = f"models.tsv, line '{model}', blend of {parent} and {finetuned}"
+    if not 0 <= share <= 1:
+        raise InputError(f"{where}: the share is {share}, expected 0 to 1")
+    manifests = [io.check_sealed(folder) for folder in (parent, finetuned)]
+    tensors, others = _kinds(manifests[1])
+    if tensors != _kinds(manifests[0])[0]:
+        found = " and ".join(", ".join(_kinds(manifest)[0]) for manifest in manifests)
+        raise InputError(f"{where}: expected the same files of weights in both folders, found {found}")
+    for name in set(others) & set(CONFIGS.values()):
+        if _model_part(parent / name) != _model_part(finetuned / name):
+            raise InputError(f"{where}: {name} describes another model in each; only one architecture can be blended")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{model}-") as temporary:
+        folder = Path(temporary)
+        for name in tensors:
+            checkpoints.blend(parent / name, finetuned / name, share, folder / name, where)
+            checkpoints.check_finite(folder / name, where)
+        for name in others:
+            shutil.copyfile(finetuned / name, folder / name)
+        _replace(out, folder)
+    parts = {"parent": manifests[0]["files"], "finetuned": manifests[1]["files"]}
+    io.seal(out, model=model, architecture=manifests[1].get("architecture", ""), share=share, blend_of=parts)
+
+
+def _kinds(manifest: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """A sealed folder's files of tensors, and its other files."""
+    names = sorted(manifest["files"])
+    return [n for n in names if n.endswith(".safetensors")], [n for n in names if not n.endswith(".safetensors")]
+
+
+def _model_part(path: Path) -> Any:
+    """What a configuration says of the model, its training and preprocessing left out."""
+    config = io.read_json(path)
+    if "model_cfg" in config:
+        return config["model_cfg"]
+    return [config.get(key) for key in ("architecture", "num_classes", "model_args")]
+
+
+def _wanted(library: str, known: Mapping[str, Any]) -> Wanted:
+    """A tokenizer of its own is taken where the architecture has one, or may have one."""
+    with_tokenizer = library == "open_clip" and (not known or "hf_tokenizer_name" in known["model_cfg"]["text_cfg"])
+    return Wanted(WEIGHTS[library], (CONFIGS[library], *((*TOKENIZER, "config.json") if with_tokenizer else ())))
+
+
+def _source(where: str, wanted: Wanted, weights: str, lock: Path) -> Source:
+    scheme, _, text = weights.partition(":")
+    if scheme == "hub":
+        place = Place.parse(text)
+        commit, files = fetch_files(where, weights, place, lambda names: _choose(where, wanted, place, names), lock)
+        checkpoint = place.file or next(iter(files))
+        return Source(
+            files[checkpoint], files, {"repository": place.repository, "revision": commit, "file": checkpoint}
         )
-        for path in sorted(folder.iterdir()):
-            if path.is_file():
-                path.replace(out / path.name)
-    io.seal(out, model=model, **facts)
+    path = Path(text).expanduser()
+    if scheme != "local" or not path.exists():
+        raise InputError(f"{where}: expected hub:OWNER/NAME, or local:PATH of a folder or a checkpoint that exists")
+    if path.is_file():
+        return Source(path, {}, {"copied_from": path.name})
+    files = {file.name: file for file in path.iterdir() if file.is_file()}
+    checkpoint = _choose(where, wanted, Place(text), sorted(files))[0]
+    return Source(path / checkpoint, files, {"copied_from": path.name, "file": checkpoint})
 
 
-def _from_hub(model: str, library: str, place: str, folder: Path) -> dict[str, str]:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    repository, _, revision = place.partition("@")
-    where = f"model '{model}', weights 'hub:{place}'"
-    try:
-        info = HfApi().model_info(repository, revision=revision or None)
-        names = [file.rfilename for file in info.siblings or []]
-        chosen = [next((n for n in WEIGHTS[library] if n in names), "")]
-        if not chosen[0]:
-            raise io.InputError(f"{where}: the repository has none of {', '.join(WEIGHTS[library])}")
-        chosen += [n for n in names if n in CONFIGS or any(Path(n).match(pattern) for pattern in SMALL)]
-        for name in chosen:
-            hf_hub_download(repository, name, revision=info.sha, local_dir=folder)
-    except GatedRepoError:
-        raise io.InputError(
-            f"{where}: the repository is gated; accept its terms and log in with `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise io.InputError(f"{where}: no such repository or revision; check the line in models.tsv") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise io.InputError(f"{where}: cannot reach the model hub ({error}); run where there is a network") from None
-    return {"repository": repository, "revision": str(info.sha)}
+def _choose(where: str, wanted: Wanted, place: Place, names: Sequence[str]) -> list[str]:
+    """The checkpoint's name, first, and those of the small files that may be needed with it."""
+    if place.file and place.file not in names:
+        raise InputError(f"{where}: no file '{place.file}' in {place.repository}{nearest(place.file, names)}")
+    checkpoint = place.file or next((name for name in wanted.weights if name in names), "")
+    if not checkpoint:
+        others = [name for name in names if Path(name).suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt")]
+        hint = f"; it has {', '.join(others[:5])}: name one of these in the line" if others else ""
+        raise InputError(f"{where}: {place.repository} has none of {', '.join(wanted.weights)}{hint}")
+    return [checkpoint, *(name for name in names if matches(name, wanted.small))]
 
 
-def _from_folder(model: str, library: str, place: str, folder: Path) -> dict[str, str]:
-    source = Path(place).expanduser()
-    chosen = [n for n in WEIGHTS[library] if (source / n).is_file()][:1]
-    if not chosen:
-        raise io.InputError(
-            f"model '{model}', weights 'local:{place}': expected a folder with one of {', '.join(WEIGHTS[library])}"
-        )
-    folder.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.name in (*chosen, *CONFIGS, "classifier.safetensors") or any(path.match(p) for p in SMALL):
-            shutil.copyfile(path, folder / path.name)
-    return {"copied_from": source.name}
+def _replace(out: Path, folder: Path) -> None:
+    """Move the files of `folder` to `out`, and away with what an earlier fetch has left there."""
+    names = {path.name for path in folder.iterdir()}
+    for path in out.iterdir():
+        written = path.suffix in (".safetensors", ".bin", ".json") or matches(path.name, TOKENIZER)
+        if path.is_file() and path.name not in names and written:
+            path.unlink()
+    for path in sorted(folder.iterdir()):
+        path.replace(out / path.name)
