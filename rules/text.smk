@@ -92,6 +92,7 @@ rule build_heads:
     params:
         table=str(HERE / config["prompts"]["table"]),
         templates=templates_of_set,
+        precision=config["precision"],
         weights=subpath(input.weights, parent=True),
         folder=subpath(output[0], parent=True),
         work="<results>/store/heads",
@@ -99,4 +100,4 @@ rule build_heads:
     shell:
         "python -m clip_robustness heads --weights {params.weights:q} --prompts {params.table:q}"
         " --names {wildcards.prompts} --labels {input.labels:q} --out {params.folder:q}"
-        " --work {params.work:q} 2>&1 | tee {log:q}"
+        " --work {params.work:q} --precision {params.precision} 2>&1 | tee {log:q}"

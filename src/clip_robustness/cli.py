@@ -60,6 +60,7 @@ _DECODING = (
     Option("on-error", str, "what an unreadable image does: fail or mask", "fail"),
     Option("decode", str, "exact, or fast: one level of 255 apart, rarely two", "exact"),
 )
+_PRECISION = Option("precision", str, "auto, fp32 or bf16", "auto")
 _SEED = Option("seed", int, "seed of the bootstrap", 0)
 _RESAMPLES = Option("resamples", int, "bootstrap resamples", 1000)
 
@@ -177,6 +178,7 @@ VERBS = {
             Option("names", str, "prompt sets", many=True),
             Option("labels", help="base label spaces (.json)", many=True),
             *_paths("out", "work"),
+            _PRECISION,
         ),
     ),
     "embed": Verb(
@@ -190,7 +192,7 @@ VERBS = {
             Option("pixels", help="pixel caches (.npy), or indexes (.parquet) to decode as needed", many=True),
             Option("specs", str, "the pixel spec of each", (), many=True),
             *_paths("out", "work"),
-            Option("precision", str, "auto, fp32 or bf16", "auto"),
+            _PRECISION,
             Option("batch-size", _batch_size, "images in a batch, or auto", "auto"),
             Option("compile", flag=True, help="run the image tower through torch.compile"),
             *_DECODING,

@@ -141,7 +141,7 @@ def test_heads_are_open_clips_own(folders, tmp_path, kind):
     """1, 7, 30 and 80 templates; 16 classes, and a data set's own names."""
     labels = spaces(tmp_path, sixteen=SIXTEEN, own=NAMES)
     names = ["openai_1", "simple_7", "openai_30", "openai_80"]
-    heads.build_heads(folders[kind], PROMPTS, names, labels, tmp_path / "out", tmp_path / "work")
+    heads.build_heads(folders[kind], PROMPTS, names, labels, tmp_path / "out", tmp_path / "work", "fp32")
     model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folders[kind]}")
     for name in names:
         formats = [text.format for text in heads.templates(PROMPTS, name)]
@@ -170,6 +170,18 @@ def test_a_second_prompt_set_costs_only_its_own(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(heads, "class_weights", lambda *a: built.append(a[1].shape[1]) or plain(*a))
     heads.build_heads(folders["clip"], PROMPTS, ["simple_7", "openai_1"], *where)
     assert built == [1]
+
+
+def test_bf16_gives_nearly_the_same_head(folders, tmp_path):
+    """Rows stay of norm 1, and the store holds both."""
+    weights = {}
+    for precision in ("fp32", "bf16"):
+        where = (spaces(tmp_path, own=NAMES), tmp_path / precision, tmp_path / "work")
+        heads.build_heads(folders["clip"], PROMPTS, ["simple_7"], *where, precision)
+        weights[precision] = np.load(tmp_path / precision / "simple_7.own.npz")["weight"]
+    assert np.allclose(np.linalg.norm(weights["bf16"], axis=1), 1, atol=1e-5)
+    assert 0.999 < (weights["fp32"] * weights["bf16"]).sum(axis=1).min() < 1
+    assert len(list((tmp_path / "work").glob("*.npz"))) == 2
 
 
 # Batches

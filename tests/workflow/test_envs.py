@@ -20,7 +20,7 @@ WINGS_OF = {
 # import name -> distribution, where they differ
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
 # imported by others only: timm and open_clip need torchvision
-INDIRECT = {"torch": {"torchvision"}}
+INDIRECT = {"torch": {"torchvision", "transformers"}}  # of open_clip
 
 
 def normal(name: str) -> str:

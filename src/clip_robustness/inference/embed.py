@@ -26,7 +26,7 @@ from clip_robustness.core import io, provenance
 from clip_robustness.core.lock import alone
 from clip_robustness.core.preprocessing import Preprocessing
 from clip_robustness.inference.lease import lease
-from clip_robustness.inference.load import ImageModel, load_image_model, to_float16
+from clip_robustness.inference.load import ImageModel, compute_dtype, load_image_model, to_float16
 from clip_robustness.inference.pixels import Cached, Part, Streamed, read_rows
 
 SHARD = 4096
@@ -123,7 +123,7 @@ def embed(
     torch.set_float32_matmul_precision("highest")
     with lease() as leased, torch.inference_mode():
         device = torch.device("cuda" if leased is not None else "cpu")
-        dtype = _dtype(precision, device)
+        dtype = compute_dtype(precision, device.type)
         facts = {
             "library": library,
             "weights": sealed["files"],
@@ -273,11 +273,3 @@ def _batches(encoder: _Encoder, part: Part) -> Iterator[np.ndarray]:
             if start < stop:
                 following = reader.submit(read_rows, images, start, min(start + encoder.batch_size, stop))
             yield batch
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    """bf16 on a GPU or a CPU that computes in it (AMX, AVX512-BF16), float32 else or when asked for."""
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        precision = "bf16" if fast else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clip_robustness.core import io, provenance
-from clip_robustness.inference.lease import lease
-from clip_robustness.inference.load import load_clip, load_tokenizer, scale_and_bias
+from clip_robustness.inference.lease import devices, lease
+from clip_robustness.inference.load import compute_dtype, load_clip, load_tokenizer, scale_and_bias
 
 TOLERANCE = 1e-5  # between the trimmed and the full context, on normalised features
 BATCH_TOKENS = 4096  # rows times length: it bounds memory, and is about what a processor's cache likes best
@@ -75,15 +75,27 @@ def _shipped(name: str | None, where: str) -> list[str]:
 
 
 def build_heads(
-    weights: Path, prompts: Path, names: Sequence[str], labels: Sequence[Path], out: Path, work: Path
+    weights: Path,
+    prompts: Path,
+    names: Sequence[str],
+    labels: Sequence[Path],
+    out: Path,
+    work: Path,
+    precision: str = "auto",
 ) -> None:
     """Write `out`/{prompt set}.{label space}.npz for every prompt set in `names` and base label space in `labels`.
 
     Each holds `weight` float32 [C, d] (rows of norm 1), `scale` and `bias`. Heads live in `work` under a
-    key of all that decides them, so a further prompt set costs only its own.
+    key of all that decides them, so a further prompt set costs only its own. precision: as of `embed`.
     Errors: `InputError` as those of `templates`, `tokenize` and `load_clip`.
     """
-    key = {"files": io.check_sealed(weights)["files"], "code": provenance.code_hash(*NUMBERS, imports=False)}
+    device = "cuda" if devices() else "cpu"
+    key = {
+        "files": io.check_sealed(weights)["files"],
+        "code": provenance.code_hash(*NUMBERS, imports=False),
+        # What `auto` is on a GPU is known only where one is held.
+        "precision": [device, precision if device == "cuda" else str(compute_dtype(precision, device))],
+    }
     todo = []
     for name in names:
         texts = templates(prompts, name)
@@ -97,11 +109,12 @@ def build_heads(
         # Before a GPU is taken: tokens take the processor a while, and a wrong prompt shows here.
         tokens = [tokenize(tokenizer, texts, classes) for _, texts, classes, _ in missing]
         torch.set_float32_matmul_precision("highest")
-        with lease() as device, torch.inference_mode():
-            clip = load_clip(weights).to("cuda" if device is not None else "cpu")
+        with lease(), torch.inference_mode():
+            clip = load_clip(weights).to(device)
+            dtype = compute_dtype(precision, device)
             scale, bias = scale_and_bias(clip)
             for (store, _, _, target), rows in zip(missing, tokens, strict=True):
-                weight = class_weights(clip, rows, f"head {target.stem}")
+                weight = class_weights(clip, rows, f"head {target.stem}", dtype)
                 with io.atomic(store) as temporary:
                     np.savez(temporary, weight=weight, scale=np.float32(scale), bias=np.float32(bias))
     for store, _, _, target in todo:
@@ -153,16 +166,23 @@ def _learned(text: str, first_special: int) -> tuple[list[int], str]:
     return ids, rest
 
 
-def class_weights(clip: Any, tokens: Tensor, what: str = "head") -> np.ndarray:
+def class_weights(clip: Any, tokens: Tensor, what: str = "head", dtype: torch.dtype = torch.float32) -> np.ndarray:
     """Weights float32 [C, d] of token ids [C, T, context]: mean over templates of features, normalised again."""
-    features = encode_tokens(clip, tokens.flatten(0, 1), what).unflatten(0, tokens.shape[:2])
+    features = encode_tokens(clip, tokens.flatten(0, 1), what, dtype).unflatten(0, tokens.shape[:2])
     return normalize(features.mean(dim=1), dim=-1).cpu().numpy()
 
 
-def encode_tokens(clip: Any, tokens: Tensor, what: str = "text", batch_tokens: int = BATCH_TOKENS) -> Tensor:
+def encode_tokens(
+    clip: Any,
+    tokens: Tensor,
+    what: str = "text",
+    dtype: torch.dtype = torch.float32,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Tensor:
     """L2-normalised text features float32 [n, d] of token ids [n, context], on the model's device.
 
-    Out of GPU memory, a batch is halved. Errors: `InputError` where not even one prompt fits.
+    dtype: of the matrix products; bf16 goes through autocast, which leaves norms and softmax in float32. Out of GPU
+    memory, a batch is halved. Errors: `InputError` where not even one prompt fits.
     """
     device = clip.logit_scale.device
     lengths = tokens.argmax(dim=-1) + 1
@@ -180,7 +200,8 @@ def encode_tokens(clip: Any, tokens: Tensor, what: str = "text", batch_tokens: i
         rows = rows[lengths[rows] == length]  # a smaller batch costs less than padding
         batch = tokens[rows, :length].to(device)
         try:
-            features = _encode_trimmed(clip, batch) if trimmed else clip.encode_text(batch, normalize=True)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                features = _encode_trimmed(clip, batch) if trimmed else clip.encode_text(batch, normalize=True)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise io.InputError(f"{what}: out of GPU memory with a single prompt; use a larger GPU") from None
@@ -188,7 +209,7 @@ def encode_tokens(clip: Any, tokens: Tensor, what: str = "text", batch_tokens: i
             torch.cuda.empty_cache()
             print(f"out of GPU memory: batches of {batch_tokens} tokens from here on", file=sys.stderr)
             continue
-        parts.append(features.float())
+        parts.append(normalize(features.float(), dim=-1))
         start += len(rows)
         progress.update(len(rows))
     return torch.cat(parts)[torch.argsort(order)]

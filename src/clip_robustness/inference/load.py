@@ -143,6 +143,14 @@ def _channels_last(tower: nn.Module) -> nn.Module:
     return tower.to(memory_format=torch.channels_last) if convolutions > 1 else tower
 
 
+def compute_dtype(precision: str, device: str) -> torch.dtype:
+    """bf16 on a GPU or a CPU that computes in it (AMX, AVX512-BF16), float32 else or when asked for."""
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
 def to_float16(values: np.ndarray, what: str, first_row: int = 0) -> np.ndarray:
     """Cast for storage; a value that is not finite, before or after, is an error that names its row."""
     with np.errstate(over="ignore"):
