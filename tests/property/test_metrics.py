@@ -132,12 +132,13 @@ def test_saturated_confidence_counts():
 def test_ece_is_bounded_ignores_order_and_is_zero_when_confidence_is_the_truth(n, seed):
     rng = np.random.default_rng(seed)
     confidence, correct = rng.random(n).astype(np.float32), rng.random(n) < 0.5
-    ece = calibration.expected_calibration_error(confidence, correct)
-    assert 0 <= ece <= 1
     order = rng.permutation(n)
-    assert calibration.expected_calibration_error(confidence[order], correct[order]) == pytest.approx(ece)
-    assert ece >= abs(correct.mean() - confidence.mean()) - 1e-6
-    assert calibration.expected_calibration_error(correct.astype(np.float32), correct) == 0
+    for error in (calibration.expected_calibration_error, calibration.adaptive_calibration_error):
+        ece = error(confidence, correct)
+        assert 0 <= ece <= 1
+        assert error(confidence[order], correct[order]) == pytest.approx(ece)
+        assert ece >= abs(correct.mean() - confidence.mean()) - 1e-6
+        assert error(correct.astype(np.float32), correct) == 0
 
 
 @given(st.integers(1, 60), st.integers(0, 9999))
@@ -145,12 +146,16 @@ def test_ece_is_bounded_ignores_order_and_is_zero_when_confidence_is_the_truth(n
 def test_calibration_rows_hold_their_values_and_leave_empty_bins_out(n, seed):
     rng = np.random.default_rng(seed)
     confidence, correct = np.sqrt(rng.random(n)), rng.random(n) < 0.5
-    nll = rng.exponential(size=n)
-    scores = {"before": (confidence, correct, nll), "after": (confidence**2, correct, nll)}
+    nll, brier = rng.exponential(size=n), 2 * rng.random(n)
+    scores = {
+        slice: calibration.Scores(c, correct, nll, brier)
+        for slice, c in (("before", confidence), ("after", confidence**2))
+    }
     rows = calibration.calibration_rows(scores, seed=1, resamples=100)
     assert rows == calibration.calibration_rows(scores, seed=1, resamples=100)
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
-    assert all(row["low"] >= 0 and row["high"] <= 1 for row in rows if row["metric"] != "nll")
+    most = {metric: limit for metric, (_, limit) in calibration.METRICS.items()}
+    assert all(row["low"] >= 0 and row["high"] <= most.get(row["metric"], 1) for row in rows)
     assert len({(row["metric"], row["slice"]) for row in rows}) == len(rows)
     bins = [row for row in rows if row["metric"] == "bin_accuracy" and row["slice"].startswith("before:")]
     assert sum(row["n"] for row in bins) == n

@@ -1,7 +1,12 @@
-"""Calibration: expected calibration error, negative log-likelihood and temperature scaling (Guo et al. 2017).
+"""Calibration: ECE in bins of equal width and of equal mass, NLL, Brier score; temperature scaling (Guo et al. 2017).
 
-Bins are equal-width and closed on the right, (lo, hi]: a confidence of exactly 1, which CLIP reaches, belongs
-to the last bin, and one of exactly 0 to the first.
+    ece           15 bins of equal width on the top confidence
+    adaptive_ece  15 bins of equal mass, as many images in each as ties allow (Nguyen and O'Connor 2015)
+    nll           negative log likelihood in nats
+    brier         squared error summed over the classes, 0..2 (Brier 1950; others halve it, or average over classes)
+
+Bins are closed on the right, (lo, hi]: a confidence of exactly 1, which CLIP reaches, belongs to the last bin,
+and one of exactly 0 to the first.
 """
 
 import dataclasses
@@ -9,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +27,39 @@ from clip_robustness.metrics.rows import Row, row
 
 BINS = 15
 TEMPERATURES = (0.01, 100.0)
+# The convention and the largest value of each metric.
+METRICS = {
+    "ece": (f"{BINS}_equal_width", 1.0),
+    "adaptive_ece": (f"{BINS}_equal_mass", 1.0),
+    "nll": (f"{BINS}_equal_width", math.inf),
+    "brier": ("sum_over_classes", 2.0),
+}
+
+
+class Scores(NamedTuple):
+    """Of each image: the top confidence, whether it is right (0 or 1), NLL and squared error; float64 [n] each."""
+
+    confidence: np.ndarray
+    correct: np.ndarray
+    nll: np.ndarray
+    brier: np.ndarray
+
+
+class Draws(NamedTuple):
+    """A metric's value, and its bootstrap draws [resamples]."""
+
+    value: float
+    draws: np.ndarray
+
+
+def image_scores(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> Scores:
+    """Scores of softmax(logits / temperature), logits [n, K]. Errors: InputError as of `top1`."""
+    prediction, confidence = top1(logits, temperature)
+    nll = negative_log_likelihood(logits, labels, prediction, confidence, temperature)
+    # The sum of squared probabilities: (1 / sum e^d)^2 * sum e^2d, and e^2d is the softmax at half the temperature.
+    squares = confidence.astype(float) ** 2 / top1(logits, temperature / 2)[1]
+    brier = np.clip(squares - 2 * np.exp(-nll) + 1, 0, 2)
+    return Scores(confidence.astype(float), (prediction == labels).astype(float), nll, brier)
 
 
 def bin_index(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -29,44 +68,85 @@ def bin_index(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
     return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
 
 
+def equal_mass_index(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """The bin 0..bins-1 of each confidence: bin b ends at the ceil((b + 1) n / bins)-th smallest one, which it holds.
+
+    Equal confidences share a bin, the first that one of them reaches, so the order of the images decides nothing;
+    bins that end at the same confidence are one. Without ties, sizes differ by at most 1. Needs n > 0.
+    """
+    last = -(-np.arange(1, bins + 1) * len(confidence) // bins) - 1
+    return np.searchsorted(np.sort(confidence)[last], confidence, side="left")
+
+
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
     """sum over bins of |accuracy - mean confidence| * share of the images, in 0..1. Needs n > 0."""
-    excess = np.bincount(bin_index(confidence, bins), correct - confidence.astype(float), bins)
+    return _binned_error(bin_index(confidence, bins), confidence, correct)
+
+
+def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """`expected_calibration_error` in bins of equal mass (`equal_mass_index`). Needs n > 0."""
+    return _binned_error(equal_mass_index(confidence, bins), confidence, correct)
+
+
+def _binned_error(position: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> float:
+    excess = np.bincount(position, correct - confidence.astype(float))
     return float(np.abs(excess).sum() / len(confidence))
 
 
-def calibration_rows(
-    scores: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    convention: str = f"{BINS}_equal_width",
-) -> list[Row]:
-    """Rows `ece` and `nll` and the bins of the reliability diagram, for each slice (`before`, `after`).
+def calibration_draws(
+    scores: Mapping[str, Scores], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[tuple[str, str], Draws]:
+    """(slice, metric) -> Draws, for scores of the same n > 0 images: the same resamples for every slice.
 
-    scores: slice -> (confidence, correct, NLL), each [n] and of the same images; n > 0. Intervals of `ece`
-    and `nll` bootstrap the images, the same resamples for every slice. Resampling adds to an ECE, once more,
-    the upward bias that binning has given it already; its draws are therefore centred on the estimate.
-    Bins: `bin_accuracy` (Clopper-Pearson) and `bin_confidence` (normal interval), slice `before:00`.
+    Images are resampled over the whole set, not within each class: the metrics are means over images, and a resample
+    that misses a small class is as good as another. Within a class of m images a bootstrap loses 1 / m of the variance
+    (all of it where m is 1), while that between classes, which is kept here, can only widen an interval.
+    Bins of equal mass stay those of the whole set. Resampling adds to an ECE, once more, the upward bias that
+    binning has given it already; its draws are therefore centred on the estimate.
     """
-    n = len(next(iter(scores.values()))[0])
-    width = BINS + 1
+    n = len(next(iter(scores.values())).nll)
+    width = 2 * BINS + 2
     columns = np.zeros((n, width * len(scores)))
-    for number, (confidence, correct, nll) in enumerate(scores.values()):
-        columns[np.arange(n), number * width + bin_index(confidence)] = correct - confidence.astype(float)
-        columns[:, number * width + BINS] = nll
+    everyone = np.arange(n)
+    for number, (confidence, correct, nll, brier) in enumerate(scores.values()):
+        part = columns[:, number * width : (number + 1) * width]
+        part[everyone, bin_index(confidence)] = correct - confidence
+        part[everyone, BINS + equal_mass_index(confidence)] = correct - confidence
+        part[:, -2], part[:, -1] = nll, brier
     means = bootstrap_sums(columns, resamples, seed) / n
+    found = {}
+    for number, (slice, (confidence, correct, nll, brier)) in enumerate(scores.items()):
+        drawn = means[:, number * width : (number + 1) * width]
+        for metric, value, draws in (
+            ("ece", expected_calibration_error(confidence, correct), np.abs(drawn[:, :BINS]).sum(axis=1)),
+            ("adaptive_ece", adaptive_calibration_error(confidence, correct), np.abs(drawn[:, BINS:-2]).sum(axis=1)),
+        ):
+            found[slice, metric] = Draws(value, draws + value - draws.mean())
+        found[slice, "nll"] = Draws(float(nll.mean()), drawn[:, -2])
+        found[slice, "brier"] = Draws(float(brier.mean()), drawn[:, -1])
+    return found
+
+
+def calibration_rows(scores: Mapping[str, Scores], seed: int = 0, resamples: int = RESAMPLES) -> list[Row]:
+    """A row for each of METRICS and the bins of the reliability diagram, for each slice (`before`, `after`).
+
+    Intervals: percentiles of `calibration_draws`. Bins (of equal width): `bin_accuracy` (Clopper-Pearson) and
+    `bin_confidence` (normal interval), slice `before:00`.
+    """
+    n = len(next(iter(scores.values())).nll)
+    rows = draw_rows(calibration_draws(scores, seed, resamples), n)
+    for slice, (confidence, correct, *_) in scores.items():
+        rows += _bin_rows(confidence, correct, slice, METRICS["ece"][0])
+    return rows
+
+
+def draw_rows(draws: Mapping[tuple[str, str], Draws], n: int) -> list[Row]:
+    """One row for each of `calibration_draws`, whose interval holds the value."""
     rows = []
-    for number, (slice, (confidence, correct, nll)) in enumerate(scores.items()):
-        draws = means[:, number * width : (number + 1) * width]
-        ece = expected_calibration_error(confidence, correct)
-        eces = np.abs(draws[:, :BINS]).sum(axis=1)
-        ece_low, ece_high = map(float, percentile_interval(eces + ece - eces.mean()))
-        nll_low, nll_high = map(float, percentile_interval(draws[:, BINS]))
-        ece_low, ece_high = min(max(ece_low, 0.0), ece), min(max(ece_high, ece), 1.0)
-        rows.append(row("ece", ece, ece_low, ece_high, n, slice, convention))
-        mean = float(nll.mean())
-        rows.append(row("nll", mean, min(nll_low, mean), max(nll_high, mean), n, slice, convention))
-        rows += _bin_rows(confidence.astype(float), correct, slice, convention)
+    for (slice, metric), (value, drawn) in draws.items():
+        convention, most = METRICS[metric]
+        low, high = map(float, percentile_interval(drawn))
+        rows.append(row(metric, value, min(max(low, 0), value), min(max(high, value), most), n, slice, convention))
     return rows
 
 
@@ -187,7 +267,7 @@ def fit_temperature_file(
     `measure_calibration` then reports on the other half. Errors: InputError as of `measure.join`.
     """
     images = measure.join(embeddings, index, labels, head)
-    rows = images.labelled[_fits(images, seed)]
+    rows = images.labelled[fitting_half(images, seed)]
     logits = np.empty((len(rows), len(images.members)), np.float32)
     restrict = restriction(images.members, images.classes)
     for part, block in images.blocks(rows):
@@ -207,7 +287,7 @@ def measure_calibration(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> None:
-    """Write ECE, NLL and reliability bins before and after scaling by the `temperature` that was fitted.
+    """Write METRICS and reliability bins before and after scaling by the `temperature` that was fitted.
 
     On the very images that the temperature comes from (the same id hash), only the half that did not fit it
     is measured, and a row `temperature` is added; `held_out` asserts that this is so.
@@ -221,24 +301,23 @@ def measure_calibration(
         raise InputError(f"{temperature}: fitted on other images than those of {index}; fit it again")
     rows, fitted = images.labelled, Temperature(**fit["temperature"])
     if at_home:
-        rows = rows[~_fits(images, fit["seed"])]
+        rows = rows[~fitting_half(images, fit["seed"])]
     if not len(rows):
         raise InputError(f"{index}: no image left to measure calibration on; a class needs at least one")
-    scores = {"before": np.empty((3, len(rows))), "after": np.empty((3, len(rows)))}
+    scores = {when: np.empty((len(Scores._fields), len(rows))) for when in ("before", "after")}
     restrict = restriction(images.members, images.classes)
     for part, block in images.blocks(rows):
         logits, own = restrict(block), images.labels[rows[part]]
         for when, t in (("before", 1.0), ("after", fitted.value)):
-            prediction, confidence = top1(logits, t)
-            nll = negative_log_likelihood(logits, own, prediction, confidence, t)
-            scores[when][:, part] = confidence, prediction == own, nll
+            scores[when][:, part] = image_scores(logits, own, t)
     found = []
     if at_home:
         found = [row("temperature", fitted.value, fitted.low, fitted.high, fitted.n, convention="nll_minimum")]
-    found += calibration_rows({when: (s[0], s[1], s[2]) for when, s in scores.items()}, seed, resamples)
+    found += calibration_rows({when: Scores(*s) for when, s in scores.items()}, seed, resamples)
     measure.write_rows(out, images, found, measured=len(rows), temperature=fitted.value, seed=seed)
 
 
-def _fits(images: measure.Images, seed: int) -> np.ndarray:
+def fitting_half(images: measure.Images, seed: int) -> np.ndarray:
+    """`stratified_half` of the images that have a label and could be read: mask over `images.labelled`."""
     rows = images.labelled
     return stratified_half(images.labels[rows], (images.image_ids[i] for i in rows), seed)
