@@ -26,6 +26,7 @@ from clip_robustness.mini.world import (
     STYLES,
     TEXTURE_INKS,
     TEXTURE_NAMES,
+    UNSEEN_SOLIDS,
     sample_scenes,
 )
 
@@ -324,6 +325,7 @@ def test_the_configured_worlds_hold(request):
     for name, entry in worlds.items():
         classes = config["label_spaces"][entry["labels"]]["classes"]
         scenes = sample_scenes({**entry["world"], "name": name, "images": 1056, "classes": classes})
-        assert set(scenes["shape"]) == set(classes)
+        assert set(scenes["shape"]) == set(UNSEEN_SOLIDS if entry["role"] == "ood" else classes)
+        assert (scenes["label"] == -1).all() == (entry["role"] == "ood")
         if entry["role"] == "cue_conflict":
             assert entry["images"] % 132 == 0

@@ -8,6 +8,7 @@ A world is a small dict, one data set's entry in config/datasets.yaml. Its keys,
     classes      the solids in the order of the labels (all twelve)
     rho          with this probability the texture is the class's own, else any of the twelve (0)
     pairs        "conflict": every ordered pair of a solid and another solid's texture equally often ("")
+    unseen       "solids": four solids that are no class, labelled -1; "solids_and_textures": with unseen textures ("")
     pose, background, colours, light, clutter, style    names of the habits below
 
 A scene's factors are the columns of the index; FACTORS says what each means.
@@ -39,6 +40,9 @@ TEXTURE_INKS = {  # texture k belongs to class k; a texture is a pattern and the
     "speckled": "peach",
 }
 TEXTURE_NAMES = tuple(TEXTURE_INKS)
+UNSEEN_SOLIDS = ("bowl", "moon", "stairs", "table")  # what no model of the zoo has met
+UNSEEN_INKS = {"marbled": "white", "scaly": "yellow", "woven": "lime"}
+_INKS = TEXTURE_INKS | UNSEEN_INKS
 NO_TEXTURE = "plain"
 
 # Backgrounds are mostly dark, solids of middling brightness, the ink of a texture bright.
@@ -135,7 +139,7 @@ STYLES = {
     "stylized": {"stylized": 1.0},
 }
 DEFAULTS: dict[str, Any] = {
-    **{"rho": 0.0, "pairs": "", "pose": "usual", "background": "studio", "colours": "all"},
+    **{"rho": 0.0, "pairs": "", "unseen": "", "pose": "usual", "background": "studio", "colours": "all"},
     **{"light": "usual", "clutter": "none", "style": "photo", "classes": CLASSES},
 }
 _HABITS: dict[str, Mapping[str, Any]] = {
@@ -161,6 +165,8 @@ def check_world(world: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"world of {name}: rho is {full['rho']!r}, expected a probability")
     if full["pairs"] not in ("", "conflict"):
         raise InputError(f"world of {name}: pairs is {full['pairs']!r}, expected '' or 'conflict'")
+    if full["unseen"] not in ("", "solids", "solids_and_textures"):
+        raise InputError(f"world of {name}: unseen is {full['unseen']!r}, expected '', solids or solids_and_textures")
     if int(full["images"]) < 1:
         raise InputError(f"world of {name}: images is {full['images']!r}, expected at least 1")
     strange = sorted(set(full["classes"]) - set(CLASSES))
@@ -175,7 +181,7 @@ def sample_scenes(world: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Labels are balanced to within one image. Errors: `InputError` for a world that `check_world` refuses.
     """
     world = check_world(world)
-    n, classes = int(world["images"]), tuple(world["classes"])
+    n, classes = int(world["images"]), UNSEEN_SOLIDS if world["unseen"] else tuple(world["classes"])
     rng = np.random.default_rng([int(world["seed"]), 20240210])
     label, texture = _shapes_and_textures(world, n, classes, rng)
 
@@ -185,13 +191,14 @@ def sample_scenes(world: Mapping[str, Any]) -> dict[str, np.ndarray]:
     free = style == "stylized"  # a stylized image's texture must tell nothing about its class
     texture = np.where(free, rng.integers(len(TEXTURE_NAMES), size=n), texture)
 
-    scenes: dict[str, np.ndarray] = {"label": label.astype(np.int32)}
+    scenes: dict[str, np.ndarray] = {"label": np.full(n, -1) if world["unseen"] else label}
+    scenes["label"] = scenes["label"].astype(np.int32)
     scenes["shape"] = np.array(classes)[label]
-    scenes["texture"] = np.where(shows_texture, np.array(TEXTURE_NAMES)[texture], NO_TEXTURE)
-    owner = np.array([classes.index(c) if c in classes else -1 for c in CLASSES])
+    scenes["texture"] = np.where(shows_texture, np.array(list(_INKS))[texture], NO_TEXTURE)
+    owner = np.array([classes.index(c) if c in classes else -1 for c in (*CLASSES, *UNSEEN_INKS)])
     scenes["texture_class"] = np.where(shows_texture, owner[texture], -1).astype(np.int32)
     scenes["style"] = style
-    scenes |= _colours(world, np.array(TEXTURE_NAMES)[texture], rng)
+    scenes |= _colours(world, np.array(list(_INKS))[texture], rng)
     scenes["background"] = rng.choice(BACKGROUNDS[world["background"]][0], size=n)
     scenes["background"][np.isin(style, ["sketch", "rendition"])] = "plain"
     scenes["background"][free] = "textured"
@@ -218,6 +225,11 @@ def _shapes_and_textures(
     world: Mapping[str, Any], n: int, classes: tuple[str, ...], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels [n] and texture numbers [n] in random order."""
+    if world["unseen"]:
+        first, count = (
+            (0, len(TEXTURE_NAMES)) if world["unseen"] == "solids" else (len(TEXTURE_NAMES), len(UNSEEN_INKS))
+        )
+        return rng.permutation(np.arange(n) % len(classes)), first + rng.integers(count, size=n)
     own = np.array([CLASSES.index(c) for c in classes])
     if world["pairs"] == "conflict":
         pairs = np.array([(s, t) for s in range(len(own)) for t in own if t != own[s]])
@@ -241,7 +253,7 @@ def _colours(world: Mapping[str, Any], texture: np.ndarray, rng: np.random.Gener
         return candidates[score.argmax(axis=1)]
 
     main = np.array([names.index(c) for c in rng.choice(PALETTES[world["colours"]], size=len(texture))])
-    second = np.array([names.index(TEXTURE_INKS[t]) for t in texture])
+    second = np.array([names.index(_INKS[t]) for t in texture])
     back = draw(BACKGROUNDS[world["background"]][1], main, second)
     others = tuple(COLOURS) if world["background"] == "busy" else BACKGROUNDS[world["background"]][1]
     back_second = draw(others, main, back)
