@@ -40,6 +40,8 @@ def tables():
         "calibration": rows("val", "ece", "nll", slice="before", n=650),
         "factors": rows("imagenet_x", "factor_accuracy", slice="pose", n=15064),
         "retrieval": rows("coco", "image_recall@1", "text_recall@1", n=5000),
+        "ood": rows("places", "auroc", slice="msp", n=60_000),
+        "prompts": rows("val", "accuracy", slice="mini_1", n=900),
     }
     return {name: pd.DataFrame(table) for name, table in found.items()}
 

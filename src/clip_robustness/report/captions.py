@@ -11,6 +11,7 @@ from string import Template
 import pandas as pd
 
 from clip_robustness.core.io import InputError
+from clip_robustness.report import claims, reproduction
 
 # Table and metrics behind each figure: what "n models" and "n images" in its caption count.
 MEASURED = {
@@ -19,7 +20,11 @@ MEASURED = {
     "calibration": ("calibration", ("ece", "nll")),
     "visual_factors": ("factors", ("factor_accuracy",)),
     "retrieval": ("retrieval", ("image_recall@1", "text_recall@1")),
+    "ood_detection": ("ood", ("auroc",)),
+    "prompts": ("prompts", ("accuracy", "auroc")),
 }
+# Figures whose captions have places of their own.
+_OWN = {"claims": claims.caption_numbers, "reproduction": reproduction.caption_numbers}
 _NOTHING = "an unstated number of"
 
 
@@ -43,6 +48,8 @@ _PLACES = ("study", "models", "datasets", "images", "groups", "conventions", "fi
 
 def numbers(figure: str, tables: Mapping[str, pd.DataFrame], study: str) -> dict[str, str]:
     """What a template can name, for the rows that `figure` shows."""
+    if figure in _OWN:
+        return {"study": study} | _OWN[figure](tables[figure])
     name, metrics = MEASURED.get(figure, ("", ()))
     rows = tables.get(name, pd.DataFrame())
     if len(rows):

@@ -16,6 +16,7 @@ import pandas as pd
 from clip_robustness.core import io, provenance
 from clip_robustness.core.io import InputError
 from clip_robustness.report.captions import caption
+from clip_robustness.report.tables import read_table
 
 _LIBRARIES = ("clip-robustness", "matplotlib", "numpy", "pandas", "scipy", "snakemake")
 _MOST_ROWS = 400  # a page stays readable and small; the table files hold every row
@@ -58,6 +59,15 @@ _MODEL_COLUMNS = (
     "image_size", "parent",
 )  # fmt: skip
 _VALUES = ("value", "low", "high", "n")
+# Tables that are shown as they are, but for columns that say little to a reader.
+_HIDDEN = ("study", "scale", "inside", "edge_low", "edge_high", "kind", "p", "pairs", "published_as")
+_WHOLE = {
+    "claims": "Claims",
+    "reproduction": "Measured against published",
+    "six_factors": "The effect of each factor",
+    "baselines": "Baselines",
+    "factor_fits": "Baselines of visual factors",
+}
 
 
 def write_report(
@@ -69,7 +79,7 @@ def write_report(
     the folder of {figure}.rst templates. Errors: `InputError` when a file is missing or a caption does not fit.
     """
     named = {Path(path).stem: Path(path) for path in tables}
-    frames = {name: _read(path) for name, path in sorted(named.items())}
+    frames = {name: read_table(path) for name, path in sorted(named.items())}
     pictures = [_figure(Path(path), Path(captions), frames, study) for path in figures]
     links = "".join(f'<a href="#{_id(Path(path).stem)}">{_words(Path(path).stem)}</a>' for path in figures)
     sections = [
@@ -122,15 +132,6 @@ def _page(title: str, sections: Iterable[str]) -> str:
         f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n"
     )
     return head + "\n".join(sections) + "\n</body>\n</html>\n"
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such table; make it first") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a whole parquet file ({error}); delete it and run again") from None
 
 
 def _id(figure: str) -> str:
@@ -191,9 +192,12 @@ def _key_tables(frames: Mapping[str, pd.DataFrame]) -> list[str]:
             "Effective robustness (fraction above the baseline)",
         ),
         ("shape_bias", ("shape_bias",), "Shape bias"),
-        ("calibration", ("temperature", "ece", "nll"), "Calibration"),
+        ("calibration", ("temperature", "ece", "nll", "brier"), "Calibration"),
         ("factors", ("factor_accuracy",), "Accuracy by visual factor"),
+        ("factor_robustness", ("effective_robustness",), "Effective robustness by visual factor"),
+        ("ood", ("auroc", "fpr95"), "OOD detection"),
         ("retrieval", ("image_recall@1", "text_recall@1"), "Retrieval"),
+        ("prompts", ("accuracy_difference", "ece_difference", "auroc_difference"), "Prompt sets against the largest"),
     )
     for name, metrics, title in wanted:
         frame = frames.get(name, pd.DataFrame())
@@ -207,8 +211,10 @@ def _key_tables(frames: Mapping[str, pd.DataFrame]) -> list[str]:
         rows = rows.sort_values(["dataset", "metric", "slice", "model"], kind="stable")
         varying = [c for c in order if c in rows and (c in ("title", *_VALUES) or rows[c].nunique() > 1)]
         parts.append(_table(title, rows[varying]))
-    if len(baselines := frames.get("baselines", pd.DataFrame())):
-        parts.append(_table("Baselines", baselines))
+    for name, title in _WHOLE.items():
+        if len(frame := frames.get(name, pd.DataFrame())):
+            frame = frame.sort_values("flagged", ascending=False, kind="stable") if "flagged" in frame else frame
+            parts.append(_table(title, frame[[column for column in frame if column not in _HIDDEN]]))
     return parts
 
 
