@@ -1,6 +1,5 @@
 """Every figure: drawn from small tables and from degenerate ones, reproducible, consistent and legible."""
 
-import functools
 import importlib
 import os
 import subprocess
@@ -11,105 +10,10 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from clip_robustness.core import statistics
 from clip_robustness.figures import frames, labels, style
+from tests.unit.figure_tables import SHIFTS, crowd, draw, measure, study, texts
 
-FIGURES = ("effective_robustness", "shape_bias", "calibration", "visual_factors", "retrieval")
-SHIFTS = ("mini_sketch", "mini_pose")
-MODELS = [  # model, title, group, family, training, parent, accuracy
-    ("clip_a", "CLIP ViT, world A", "clip_zero_shot", "vit", "A", "", 0.93),
-    ("clip_b", "CLIP ViT, world B", "clip_zero_shot", "vit", "B", "clip_a", 0.91),
-    ("clip_rn", "CLIP ResNet, world A", "clip_zero_shot", "resnet", "A", "clip_a", 0.88),
-    ("tuned", "CLIP ViT, fine-tuned", "clip_finetuned", "vit", "A", "clip_a", 0.96),
-    ("rn", "ResNet, supervised", "standard", "resnet", "A", "", 0.94),
-    ("vit", "ViT, supervised", "standard", "vit", "A", "", 0.90),
-    ("cnx", "ConvNeXt, supervised", "standard", "convnext", "A", "", 0.92),
-    ("small", "ResNet, 3,000 images", "standard", "resnet", "A", "", 0.82),
-    ("person", "Human observers", "human", "human", "", "", 0.99),
-]
-
-
-def measure(model, dataset, metric, value, slice_="", n=1000, convention=""):
-    low, high = statistics.clopper_pearson(round(np.clip(value, 0, 1) * n), n)
-    return {
-        "study": "test", "model": model, "dataset": dataset, "metric": metric, "slice": slice_,
-        "value": float(value), "low": min(float(low), value), "high": max(float(high), value), "n": n,
-        "convention": convention, "source": "measured",
-    }  # fmt: skip
-
-
-def study():
-    """All tables of a small study, with the columns of the contracts."""
-    return dict(_study())
-
-
-@functools.cache
-def _study():
-    rng = np.random.default_rng(0)
-    columns = ["model", "title", "group", "family", "source", "parent", "score"]
-    models = pd.DataFrame(MODELS, columns=columns).assign(library="local", finetuning="none", params_m=1.0)
-    accuracy, bias, calibration, factors, retrieval = [], [], [], [], []
-    for row in models.itertuples():
-        robust = 0.06 if row.group.startswith("clip") else 0.0
-        accuracy.append(measure(row.model, "mini_val", "accuracy", row.score))
-        for number, shift in enumerate(SHIFTS):
-            value = row.score - 0.2 - 0.1 * number + robust + 0.02 * rng.normal()
-            accuracy.append(measure(row.model, shift, "accuracy", value))
-            accuracy.append(measure(row.model, shift, "reference_accuracy", row.score, convention="val"))
-        share = 0.95 if row.group == "human" else rng.uniform(0.2, 0.7)
-        bias += [measure(row.model, "cue", "shape_bias", share, s, 400 if not s else 50) for s in ("", "cube", "cone")]
-        calibration.append(measure(row.model, "mini_val", "temperature", 0.9) | {"value": 1.4})
-        for dataset in ("mini_val", *SHIFTS):
-            for state, scale in (("before", 1.0), ("after", 0.4)):
-                calibration.append(measure(row.model, dataset, "ece", 0.1 * scale, state))
-                calibration.append(measure(row.model, dataset, "nll", 0.5 * scale, state))
-        for b in range(6, 15):
-            for metric in ("bin_accuracy", "bin_confidence"):
-                calibration.append(measure(row.model, "mini_val", metric, (b + 0.5) / 15, f"before:{b:02d}", 5 * b))
-                calibration.append(measure(row.model, "mini_val", metric, (b + 0.4) / 15, f"after:{b:02d}", 5 * b))
-        factors.append(measure(row.model, "imagenet_x", "accuracy", row.score, convention="top"))
-        for factor in ("pose", "texture", "larger"):
-            value = row.score - rng.uniform(0.05, 0.2)
-            factors.append(measure(row.model, "imagenet_x", "factor_accuracy", value, factor, 150, "top"))
-        for dataset in ("coco", "flickr30k"):
-            for metric in ("image_recall@1", "text_recall@1"):
-                retrieval.append(measure(row.model, dataset, metric, row.score - 0.3 + 0.03 * rng.normal()))
-    tables = {
-        "models": models.drop(columns="score"),
-        "accuracy": pd.DataFrame(accuracy),
-        "shape_bias": pd.DataFrame(bias),
-        "calibration": pd.DataFrame(calibration),
-        "factors": pd.DataFrame(factors),
-        "retrieval": pd.DataFrame(retrieval),
-    }
-    return tables | baselines(tables)
-
-
-def baselines(tables):
-    accuracy, standard = frames.table(tables, "accuracy"), {m[0] for m in MODELS if m[2] == "standard"}
-    lines, robustness = [], []
-    for shift in SHIFTS:
-        points = frames.against_reference(accuracy, shift, "val")
-        fitted = points[points["model"].isin(standard)]
-        line = statistics.fit_line(fitted["x"], fitted["y"])
-        lines.append({
-            "dataset": shift, "reference": "val", "transform": "logit", "estimator": "ols", "slope": line.slope,
-            "intercept": line.intercept, "r": line.r, "n": line.n, "source": "measured",
-        })  # fmt: skip
-        for point in points.itertuples():
-            value = float(statistics.effective_robustness(line, point.x, point.y))
-            row = measure(point.model, shift, "effective_robustness", 0.5, "val", 1000, "logit-ols")
-            robustness.append(row | {"value": value, "low": value - 0.03, "high": value + 0.03})
-    return {"baselines": pd.DataFrame(lines), "effective_robustness": pd.DataFrame(robustness)}
-
-
-def draw(name, tables):
-    return importlib.import_module(f"clip_robustness.figures.{name}").draw(tables)
-
-
-def texts(figure):
-    own = [text.get_text() for axes in figure.axes for text in axes.texts]
-    return own + [axes.get_title() for axes in figure.axes]
+FIGURES = ("effective_robustness", "shape_bias", "calibration", "visual_factors", "ood_detection", "retrieval")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -127,8 +31,7 @@ def test_draws_and_saves_the_same_bytes(name, tmp_path):
     pdf, png = contents[0]
     assert pdf.startswith(b"%PDF") and png.startswith(b"\x89PNG")
     assert b"CreationDate" not in pdf and b"models sha256:" + b"0" * 64 in pdf
-    if name != "visual_factors":  # it has a panel for each of the papers' ten factors, measured or not
-        assert not any("not measured" in text for text in texts(figure))
+    assert not any("not measured" in text for text in texts(figure))
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
@@ -246,9 +149,12 @@ def test_direct_labels_do_not_overlap():
     assert_apart(figure)
 
 
-def test_labels_of_the_figures_do_not_overlap():
-    for name in FIGURES:
-        assert_apart(draw(name, study()))
+@pytest.mark.parametrize("tables", (study, crowd))
+@pytest.mark.parametrize("name", FIGURES)
+def test_labels_of_the_figures_do_not_overlap(name, tables):
+    figure = draw(name, tables())
+    assert figure.get_figwidth() <= style.DOUBLE and figure.get_figheight() <= style.PAGE
+    assert_apart(figure)
 
 
 def assert_apart(figure):
@@ -271,15 +177,6 @@ def test_logit_axis_ticks_are_apart_and_inside():
         ticks, (low, high) = axes.get_xticks(), axes.get_xlim()
         assert 1 <= len(ticks) <= 8 and low < high
         assert np.all((ticks >= low) & (ticks <= high)) and np.all(np.diff(ticks) > 0)
-
-
-def test_twins_read_out_differently_are_marked():
-    tables = study()
-    assert not any(text.endswith(" *") for text in texts(draw("shape_bias", tables)))
-    own = tables["shape_bias"]["model"] == "tuned"
-    tables["shape_bias"] = tables["shape_bias"].assign(convention=np.where(own, "1000way", "16way"))
-    marked = [text for text in texts(draw("shape_bias", tables)) if text.endswith(" *")]
-    assert len(marked) == 1 and marked[0].startswith("CLIP ViT, fine-tuned")
 
 
 def test_short_keeps_both_ends():

@@ -12,6 +12,7 @@ from clip_robustness.figures import style
 _MODELS = [
     "model",
     "title",
+    "architecture",
     "group",
     "family",
     "source",
@@ -20,19 +21,23 @@ _MODELS = [
     "loss",
     "params_m",
     "parent",
+    "image_size",
 ]
 _BASELINES = ["dataset", "reference", "transform", "estimator", "slope", "intercept", "r", "n", "source"]
-_NUMBERS = ("value", "low", "high", "n", "slope", "intercept", "r", "train_images", "params_m")
+_FACTOR_FITS = [*_BASELINES[:1], "slice", "convention", *_BASELINES[2:]]
+_NUMBERS = ("value", "low", "high", "n", "slope", "intercept", "r", "train_images", "params_m", "image_size")
 
 # The fit that a figure shows when a table holds several: that of Taori et al. (2020), then what is nearest.
 FITS = (("logit", "ols"), ("logit", "huber"), ("probit", "ols"), ("probit", "huber"), ("linear", "ols"))
 
-_TITLES = {
+NAMED = {
     "imagenet": "ImageNet",
     "imagenet_val": "ImageNet",
     "imagenet_v2": "ImageNet-V2",
     "imagenet_v2_matched_frequency": "ImageNet-V2",
+    "imagenet_v2_threshold": "ImageNet-V2 (threshold 0.7)",
     "imagenet_v2_threshold07": "ImageNet-V2 (threshold 0.7)",
+    "imagenet_v2_top": "ImageNet-V2 (top images)",
     "imagenet_v2_top_images": "ImageNet-V2 (top images)",
     "imagenet_r": "ImageNet-R",
     "imagenet_a": "ImageNet-A",
@@ -43,6 +48,13 @@ _TITLES = {
     "imagenet_vid_pm10": "Vid-Robust, pm-10",
     "ytbb_pm0": "YTBB, pm-0",
     "ytbb_pm10": "YTBB, pm-10",
+    "inaturalist": "iNaturalist",
+    "sun": "SUN",
+    "places": "Places",
+    "textures": "Textures",
+    "imagenet_o": "ImageNet-O",
+    "ninco": "NINCO",
+    "ninco_popular": "NINCO, popular sets",
     "coco": "COCO",
     "flickr30k": "Flickr30k",
     "natural_average": "Natural average",
@@ -51,7 +63,8 @@ _TITLES = {
 
 def table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
     """The table `name` with all columns of its contract; empty when the study does not have it."""
-    columns = {"models": _MODELS, "baselines": _BASELINES}.get(name, list(MEASUREMENT))
+    others = {"models": _MODELS, "baselines": _BASELINES, "factor_fits": _FACTOR_FITS}
+    columns = others.get(name, list(MEASUREMENT))
     given = tables.get(name)
     frame = pd.DataFrame(columns=columns) if given is None else given.reset_index(drop=True)
     missing = [column for column in columns if column not in frame]
@@ -78,17 +91,34 @@ def pick(rows: pd.DataFrame, prefer: Sequence[str] = (), **equal: str | Sequence
     return kept.sort_values(["dataset", "metric", "slice", "model"], kind="stable").reset_index(drop=True)
 
 
+def one_convention(rows: pd.DataFrame, prefer: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows of one convention only: the first of `prefer` that there is, else the one that covers most models.
+
+    Two conventions of a metric are two quantities, which one panel must not mix.
+    """
+    cover = rows.groupby("convention")["model"].nunique()
+    wanted = [name for name in prefer if name in cover.index]
+    wanted += sorted(cover.index, key=lambda name: (-cover[name], name))
+    return rows[rows["convention"] == wanted[0]] if wanted else rows
+
+
+def split_slice(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Add both halves of a slice such as `before:07` as the columns `first` and `second`."""
+    halves = [str(name).partition(":") for name in rows["slice"]]
+    return rows.assign(**{first: [half[0] for half in halves], second: [half[2] for half in halves]})
+
+
 def describe(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
     """Add what the models table knows about each row's model; a model that is not listed keeps its name."""
     facts = models.drop_duplicates("model").rename(columns={"source": "training"})
-    facts = facts[["model", "title", "group", "family", "training", "finetuning", "parent"]]
+    facts = facts[["training" if name == "source" else name for name in _MODELS]]
     joined = rows.merge(facts, on="model", how="left")
     group = joined["group"].where(joined["group"].isin(list(style.GROUPS)), "unlisted")
     family = joined["family"].replace({"eva": "vit", "deit": "vit", "beit": "vit"})
     family = family.where(family.isin(list(style.FAMILIES)), "other")
     title = joined["title"].where(joined["title"].fillna("") != "", joined["model"])
-    joined = joined.assign(group=group, family=family, title=title, training=joined["training"].fillna(""))
-    return joined.assign(parent=joined["parent"].fillna(""), finetuning=joined["finetuning"].fillna(""))
+    words = {name: joined[name].fillna("") for name in ("training", "parent", "finetuning", "architecture", "loss")}
+    return joined.assign(group=group, family=family, title=title, **words)
 
 
 def records(frame: pd.DataFrame) -> list[Any]:
@@ -96,14 +126,19 @@ def records(frame: pd.DataFrame) -> list[Any]:
     return list(frame.itertuples())
 
 
+def source_title(name: str) -> str:
+    """A training source as the models table names it; of a mini world, without what all of them share."""
+    return name.removeprefix("mini_train_").replace("_", " ") or "unknown"
+
+
 def dataset_title(name: str) -> str:
     plain = name.removeprefix("mini_").replace("_", " ")
-    return _TITLES.get(name, plain[:1].upper() + plain[1:])
+    return NAMED.get(name, plain[:1].upper() + plain[1:])
 
 
 def dataset_order(names: Iterable[str]) -> list[str]:
     """Known data sets in a fixed order, then the others by name, an average over several last."""
-    known = list(_TITLES)
+    known = list(NAMED)
     return sorted(set(names), key=lambda n: (n == "natural_average", known.index(n) if n in known else 99, n))
 
 

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from clip_robustness.core import io, statistics
 
@@ -163,8 +163,9 @@ def scatter(axes: Axes, points: pd.DataFrame, x: str = "x", y: str = "y", errors
 
 
 def by_look(points: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    """Points that share a colour and a marker, by (group, family)."""
-    return [((str(group), str(family)), some) for (group, family), some in points.groupby(["group", "family"])]
+    """Points that share a colour and a marker, by (group, family); the background groups first."""
+    looks = [((str(group), str(family)), some) for (group, family), some in points.groupby(["group", "family"])]
+    return sorted(looks, key=lambda look: -_by_contrast().index(look[0][0]))
 
 
 def _by_contrast() -> list[str]:
@@ -211,10 +212,40 @@ def empty(axes: Axes, text: str = NOT_MEASURED) -> None:
               color="#666666", style="italic")  # fmt: skip
 
 
+def unmeasured(title: str) -> Figure:
+    """A whole figure that has nothing to show."""
+    made = figure(DOUBLE, 1.2)
+    axes = made.add_subplot()
+    axes.set_title(title)
+    empty(axes)
+    return made
+
+
 def percent_axis(axes: Axes, which: str) -> None:
     """Show fractions as per cent."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+
+
+def _count(value: float, _: object) -> str:
+    for unit, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def log_axis(axes: Axes, which: str) -> None:
+    """A log axis of numbers of images, with ticks such as 300 k, 100 M and 2 B."""
+    if which == "x":
+        axes.set_xscale("log")
+    else:
+        axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    steps = (1,) if high / low > 1000 else (1, 3) if high / low > 10 else (1, 2, 3, 5, 7)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=3))
+    axis.set_major_formatter(FuncFormatter(_count))
+    axis.set_minor_locator(NullLocator())
 
 
 _LOGIT_TICKS = np.array([0.1, 0.3, 1, 3, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.7, 99.9]) / 100
