@@ -51,7 +51,15 @@ PIXEL_SPECS = {
         study.preprocessing(m, d) for m in study.computed for d in study.evaluated
     }
 }
-TABLES_OF_METRIC = ("accuracy", "calibration", "shape_bias")
+TABLES_OF_METRIC = (
+    "accuracy",
+    "calibration",
+    "shape_bias",
+    "ood",
+    "factors",
+    "retrieval",
+    "prompts",
+)
 
 
 def one_of(names):
@@ -187,6 +195,11 @@ def all_data():
 
 def model_field(name):
     return lambda wildcards: getattr(study.models[wildcards.model], name)
+
+
+def store(kind):
+    """The folder of finished work by content, below <results>, whose name Snakemake does not fill into a parameter."""
+    return lambda wildcards, output: str(Path(output[0]).parents[2] / "store" / kind)
 
 
 def weights_of_model(wildcards):
@@ -381,7 +394,7 @@ def models_json():
     """The rows of the models table."""
     columns = (
         "model title library architecture group family source train_images finetuning finetuned_on loss"
-        " params_m gflops parent image_size published"
+        " prompts params_m gflops parent image_size preprocess published"
     )
     rows = [
         [getattr(model, name) for name in columns.split()]
@@ -416,23 +429,108 @@ FIGURE_TABLES = {
     "effective_robustness": ("accuracy", "models", "baselines", "effective_robustness"),
     "shape_bias": ("shape_bias", "models"),
     "calibration": ("calibration", "accuracy", "models"),
-    "visual_factors": ("factors", "models"),
+    "visual_factors": ("factors", "models", "factor_fits", "factor_robustness"),
     "retrieval": ("retrieval", "accuracy", "models"),
+    "ood_detection": ("ood", "accuracy", "models"),
+    "prompts": ("prompts", "models"),
+    "six_factors": ("six_factors",),
+    "claims": ("claims",),
+    "reproduction": ("reproduction", "models"),
 }
 
 
 def tables_of_figure(wildcards):
-    return [
+    """Those of a figure's tables that the study has."""
+    there = study_tables()
+    tables = [
         f"<results>/tables/{name}.parquet" for name in FIGURE_TABLES[wildcards.figure]
     ]
+    return [table for table in tables if table in there]
+
+
+def measured_tables():
+    """Tables that are gathered from metrics, or imported."""
+    if config["published"]:
+        return ["accuracy", "shape_bias", "factors", "retrieval"]
+    return [metric for metric in TABLES_OF_METRIC if study.measured(metric)]
+
+
+def base_tables():
+    """Measured tables, and what is fitted across models."""
+    names = [*measured_tables(), "models"]
+    if "accuracy" in names:
+        names += ["baselines", "effective_robustness"]
+    if "factors" in names:
+        names += ["factor_fits", "factor_robustness"]
+    return [f"<results>/tables/{name}.parquet" for name in names]
 
 
 def study_tables():
     """Tables of this study: what its data sets' roles allow, or what its published tables hold."""
-    if config["published"]:
-        names = ["accuracy", "shape_bias", "factors", "retrieval"]
-    else:
-        names = [metric for metric in TABLES_OF_METRIC if study.with_metric(metric)]
-    if "accuracy" in names:
-        names += ["baselines", "effective_robustness"]
-    return [f"<results>/tables/{name}.parquet" for name in [*names, "models"]]
+    names = ["six_factors", "claims", "reproduction"]
+    return [*base_tables(), *(f"<results>/tables/{name}.parquet" for name in names)]
+
+
+def annotated_predictions(wildcards):
+    """A model's predictions on the images that a table of factors is about."""
+    images = study.datasets[wildcards.dataset].annotates
+    return f"<results>/predictions/{wildcards.model}/{images}.parquet"
+
+
+def habits_json(wildcards):
+    """The training world whose habits mini factors deviate from."""
+    habits = study.datasets[study.datasets[wildcards.dataset].details["habits"]]
+    facts = {"name": habits.name, "images": habits.images}
+    return json.dumps({**facts, **habits.details["world"]}, sort_keys=True)
+
+
+def id_labels(wildcards):
+    return f"<resources>/labels/{ID_LABELS}.json"
+
+
+def heads_of_sets(wildcards):
+    """The heads of every prompt set; an OOD set is scored over the ID set's classes."""
+    is_ood = study.datasets[wildcards.dataset].role == "ood"
+    base = study.base_space(ID if is_ood else wildcards.dataset)
+    return [
+        f"<results>/heads/{wildcards.model}/{name}.{base}.npz"
+        for name in study.prompt_sets
+    ]
+
+
+def labels_of_prompts(wildcards):
+    is_ood = study.datasets[wildcards.dataset].role == "ood"
+    return id_labels(wildcards) if is_ood else labels_of_dataset(wildcards)
+
+
+def if_ood(pattern):
+    """A file of the ID set, for an OOD set."""
+
+    def file(wildcards):
+        is_ood = study.datasets[wildcards.dataset].role == "ood"
+        return pattern.format(model=wildcards.model, reference=ID) if is_ood else []
+
+    return file
+
+
+def factors_of_images(wildcards):
+    name = study.annotation_of(wildcards.dataset)
+    return f"<resources>/annotations/{name}.parquet" if name else []
+
+
+def factor_patterns():
+    options = {
+        "--only": config["fit"]["factors_only"],
+        "--without": config["fit"]["factors_without"],
+    }
+    return shlex.join([w for o, names in options.items() if names for w in (o, *names)])
+
+
+def six_factors_options():
+    natural = [n for n, d in study.datasets.items() if d.role == "natural_shift"]
+    return shlex.join(
+        [
+            *(["--reference", ID] if ID else []),
+            *(["--natural", *natural] if natural else []),
+        ]
+    )

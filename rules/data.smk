@@ -74,7 +74,7 @@ rule annotate_images:
     log:
         "<logs>/annotate_images/{dataset}.log",
     wildcard_constraints:
-        dataset=one_of(ANNOTATIONS),
+        dataset=one_of([n for n in ANNOTATIONS if not study.datasets[n].is_rendered]),
     conda:
         "../envs/data.yaml"
     params:

@@ -69,7 +69,7 @@ for suite in study.suites:
             compile="--compile" if config["compile"] else "",
             weights=subpath(input.weights, parent=True),
             folder=subpath(output[0], parent=True),
-            work="<results>/store/embeddings",
+            work=store("embeddings"),
             on_unreadable=config["on_unreadable"],
             decode=config["decode"],
             code=code_hash("inference.embed", "inference.load", *PIXELS, imports=False),

@@ -93,3 +93,95 @@ rule measure_shape_bias:
     shell:
         "python -m clip_robustness measure-shape-bias --embeddings {input.embeddings:q}"
         " --index {input.index:q} --labels {input.labels:q} {params.options} --out {output:q} 2> {log:q}"
+
+
+rule measure_ood:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        index="<resources>/index/{dataset}.parquet",
+        labels=id_labels,
+        head=head_of(ID),
+        reference_embeddings=f"<results>/embeddings/{{model}}/{ID}.npy",
+        reference_index=f"<resources>/index/{ID}.parquet",
+    output:
+        "<results>/metrics/ood/{model}/{dataset}.json",
+    log:
+        "<logs>/measure_ood/{model}/{dataset}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional("head", "reference_embeddings", "reference_index"),
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.ood"),
+    shell:
+        "python -m clip_robustness measure-ood --embeddings {input.embeddings:q} --index {input.index:q}"
+        " --labels {input.labels:q} {params.options} --seed {params.seed} --resamples {params.resamples}"
+        " --out {output:q} 2> {log:q}"
+
+
+rule measure_factors:
+    input:
+        predictions=annotated_predictions,
+        factors="<resources>/annotations/{dataset}.parquet",
+    output:
+        "<results>/metrics/factors/{model}/{dataset}.json",
+    log:
+        "<logs>/measure_factors/{model}/{dataset}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        fewest=config["fewest"],
+        code=code_hash("metrics.factors"),
+    shell:
+        "python -m clip_robustness measure-factors --predictions {input.predictions:q}"
+        " --factors {input.factors:q} --fewest {params.fewest} --out {output:q} 2> {log:q}"
+
+
+rule measure_retrieval:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        captions="<results>/embeddings/{model}/{dataset}.captions.npy",
+        index="<resources>/index/{dataset}.parquet",
+    output:
+        "<results>/metrics/retrieval/{model}/{dataset}.json",
+    log:
+        "<logs>/measure_retrieval/{model}/{dataset}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.retrieval"),
+    shell:
+        "python -m clip_robustness measure-retrieval --embeddings {input.embeddings:q}"
+        " --captions {input.captions:q} --index {input.index:q} --seed {params.seed}"
+        " --resamples {params.resamples} --out {output:q} 2> {log:q}"
+
+
+rule measure_prompts:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        index="<resources>/index/{dataset}.parquet",
+        labels=labels_of_prompts,
+        heads=heads_of_sets,
+        factors=factors_of_images,
+        reference_embeddings=if_ood("<results>/embeddings/{model}/{reference}.npy"),
+        reference_index=if_ood("<resources>/index/{reference}.parquet"),
+    output:
+        "<results>/metrics/prompts/{model}/{dataset}.json",
+    log:
+        "<logs>/measure_prompts/{model}/{dataset}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional("factors", "reference_embeddings", "reference_index"),
+        held_out=lambda wildcards: int(wildcards.dataset == ID),
+        fewest=config["fewest"],
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.prompts"),
+    shell:
+        "python -m clip_robustness measure-prompts --embeddings {input.embeddings:q} --index {input.index:q}"
+        " --labels {input.labels:q} --heads {input.heads:q} {params.options} --held-out {params.held_out}"
+        " --fewest {params.fewest} --seed {params.seed} --resamples {params.resamples} --out {output:q} 2> {log:q}"

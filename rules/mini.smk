@@ -64,3 +64,21 @@ rule train_mini:
     shell:
         "python -m clip_robustness train-mini --recipe {params.recipe:q} --index {input.index:q}"
         " --labels {input.labels:q} {params.parent} --out {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule write_mini_factors:
+    input:
+        annotated_index,
+    output:
+        "<resources>/annotations/{dataset}.parquet",
+    log:
+        "<logs>/write_mini_factors/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_family("mini_factors"),
+    conda:
+        "../envs/torch.yaml"
+    params:
+        world=habits_json,
+        code=code_hash("mini.factors"),
+    shell:
+        "python -m clip_robustness mini-factors --index {input:q} --world {params.world:q} --out {output:q} 2> {log:q}"

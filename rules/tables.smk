@@ -59,3 +59,46 @@ rule fit_baselines:
         "python -m clip_robustness fit-baselines --accuracy {input.accuracy:q} --models {input.models:q}"
         " --baselines {output.baselines:q} --out {output.effective_robustness:q}"
         " {params.options} --seed {params.seed} --resamples {params.resamples} 2> {log:q}"
+
+
+rule fit_factors:
+    input:
+        factors="<results>/tables/factors.parquet",
+        models="<results>/tables/models.parquet",
+    output:
+        fits="<results>/tables/factor_fits.parquet",
+        rows="<results>/tables/factor_robustness.parquet",
+    log:
+        "<logs>/fit_factors.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        population=config["fit"]["population"],
+        patterns=factor_patterns(),
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.factors"),
+    shell:
+        "python -m clip_robustness fit-factors --factors {input.factors:q} --models {input.models:q}"
+        " --fits {output.fits:q} --out {output.rows:q} --population {params.population} {params.patterns}"
+        " --seed {params.seed} --resamples {params.resamples} 2> {log:q}"
+
+
+rule compare_six_factors:
+    input:
+        base_tables(),
+    output:
+        "<results>/tables/six_factors.parquet",
+    log:
+        "<logs>/compare_six_factors.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        tables=subpath(output[0], parent=True),
+        options=six_factors_options(),
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.six_factors"),
+    shell:
+        "python -m clip_robustness six-factors --tables {params.tables:q} --out {output:q} {params.options}"
+        " --seed {params.seed} --resamples {params.resamples} 2> {log:q}"

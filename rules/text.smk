@@ -95,9 +95,42 @@ rule build_heads:
         precision=config["precision"],
         weights=subpath(input.weights, parent=True),
         folder=subpath(output[0], parent=True),
-        work="<results>/store/heads",
+        work=store("heads"),
         code=code_hash("inference.heads", "inference.load", imports=False),
     shell:
         "python -m clip_robustness heads --weights {params.weights:q} --prompts {params.table:q}"
         " --names {wildcards.prompts} --labels {input.labels:q} --out {params.folder:q}"
         " --work {params.work:q} --precision {params.precision} 2>&1 | tee {log:q}"
+
+
+rule encode_captions:
+    input:
+        weights=weights_of_model,
+        index="<resources>/index/{dataset}.parquet",
+    output:
+        captions="<results>/embeddings/{model}/{dataset}.captions.npy",
+        manifest="<results>/embeddings/{model}/{dataset}.captions.json",
+    log:
+        "<logs>/encode_captions/{model}/{dataset}.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: config["threads"]
+    resources:
+        gpu=GPUS,
+        mem_mb=memory_of_model,
+        runtime=minutes_of_prompts,
+    params:
+        weights=subpath(input.weights, parent=True),
+        work=store("captions"),
+        precision=config["precision"],
+        code=code_hash(
+            "inference.captions",
+            "inference.heads",
+            "inference.load",
+            "core.captions",
+            imports=False,
+        ),
+    shell:
+        "python -m clip_robustness encode-captions --model {wildcards.model} --weights {params.weights:q}"
+        " --index {input.index:q} --out {output.captions:q} --work {params.work:q}"
+        " --precision {params.precision} 2>&1 | tee {log:q}"

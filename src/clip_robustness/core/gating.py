@@ -37,10 +37,10 @@ def without_unavailable(study: Study) -> Study:
 
 
 def _can_draw(study: Study, figure: str) -> bool:
-    shown = [name for metric in METRICS_OF_FIGURE[figure] for name in study.with_metric(metric)]
+    measured = [pair for metric in METRICS_OF_FIGURE[figure] for pair in study.measured(metric)]
     if figure == "effective_robustness":
-        return any(study.partner(name) for name in shown)
-    return bool(shown) and (figure != "calibration" or bool(study.id_dataset))
+        return any(study.partner(dataset) for _, dataset in measured)
+    return bool(measured)
 
 
 def page(study: Study) -> str:

@@ -20,7 +20,7 @@ from clip_robustness.core.study import Dataset, Model, Study
 
 # A family is a file of the data wing, so it is known without importing that wing; the mini study has two more.
 ADAPTERS = Path(__file__).resolve().parents[1] / "data" / "adapters"
-MADE_HERE = ("mini_world", "mini_filtered")
+MADE_HERE = ("mini_world", "mini_filtered", "mini_factors")
 NUMBERS = {"train_images": int, "params_m": float, "gflops": float, "image_size": int, "top1": float}
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -46,6 +46,9 @@ def load_study(config: Mapping[str, Any], root: Path) -> Study:
     for name, place in wanted.items():
         if name not in prompts:
             problems.append(f"{place}: {unknown(name, prompts, config['prompts']['table'])}")
+    for name in config["prompts"]["models"]:
+        if name not in models:
+            problems.append(f"{where}, prompts.models: {unknown(name, models, config['models']['table'])}")
     _check_id_dataset(config, used, f"{where}, field 'id_dataset'", problems)
     for field in ("local", "accept"):
         for name in config[field]:

@@ -13,19 +13,19 @@ from clip_robustness.core.preprocessing import Preprocessing
 # Which metric families a data set gets, by the part that it plays in a study. What has none is fetched and
 # indexed on demand (`snakemake data`), and no model is run on it.
 METRICS_OF_ROLE: dict[str, tuple[str, ...]] = {
-    "id": ("accuracy", "calibration"),
-    "natural_shift": ("accuracy", "calibration"),
+    "id": ("accuracy", "calibration", "prompts"),
+    "natural_shift": ("accuracy", "calibration", "prompts"),
     "cue_conflict": ("shape_bias",),
     "pool": ("accuracy",),
     "train": (),
     "video_shift": (),
     "synthetic_shift": (),
     "corruption": (),
-    "ood": (),
-    "retrieval": (),
+    "ood": ("ood", "prompts"),
+    "retrieval": ("retrieval",),
     "correspondence": (),
     "lmm": (),
-    "annotation": (),
+    "annotation": ("factors",),
     "typographic": (),
     "attack": (),
 }
@@ -37,6 +37,11 @@ METRICS_OF_FIGURE = {
     "calibration": ("calibration",),
     "visual_factors": ("factors",),
     "retrieval": ("retrieval",),
+    "ood_detection": ("ood",),
+    "prompts": ("prompts",),
+    "six_factors": ("accuracy",),
+    "claims": ("accuracy",),
+    "reproduction": ("accuracy",),
 }
 
 
@@ -136,7 +141,7 @@ class Dataset:
 
     @property
     def is_rendered(self) -> bool:
-        return "world" in self.details or "pool" in self.details
+        return not {"world", "pool", "habits"}.isdisjoint(self.details)
 
     @property
     def downloads(self) -> bool:
@@ -208,8 +213,8 @@ class Study:
 
     @property
     def evaluated(self) -> list[str]:
-        """Data sets that models are run on: those that some metric is measured on."""
-        return [name for name, dataset in self.datasets.items() if dataset.metrics]
+        """Data sets that models are run on: those with images of their own that some metric is measured on."""
+        return [name for name, dataset in self.datasets.items() if dataset.metrics and not dataset.annotates]
 
     @property
     def suites(self) -> dict[str, list[str]]:
@@ -266,11 +271,46 @@ class Study:
         return sorted({self.base_space(name) for name in self.evaluated})
 
     def with_metric(self, metric: str) -> list[str]:
-        """Data sets that count for a metric family (a pool is measured only to be filtered)."""
-        return [n for n in self.evaluated if metric in self.datasets[n].metrics and self.datasets[n].role != "pool"]
+        """Data sets that count for a metric family (a pool is measured only for what is made of it)."""
+        return [n for n, d in self.datasets.items() if metric in d.metrics and d.role != "pool"]
 
     def measured(self, metric: str) -> list[tuple[str, str]]:
-        """(model, data set) of every job of a metric family; calibration needs the ID set for its temperature."""
-        needed = [self.id_dataset] if metric == "calibration" else []
-        pairs = [(model, dataset) for dataset in self.with_metric(metric) for model in self.models]
-        return [(m, d) for m, d in pairs if all(self.answers(m, name) for name in [d, *needed])]
+        """(model, data set) of every job of a metric family."""
+        return self._measured[metric]
+
+    @functools.cached_property
+    def _measured(self) -> dict[str, list[tuple[str, str]]]:
+        found = {}
+        for metric in sorted({metric for metrics in METRICS_OF_ROLE.values() for metric in metrics}):
+            datasets = self.with_metric(metric)
+            if metric == "prompts":
+                datasets += [d for d in self.evaluated if self.annotation_of(d) and d not in datasets]
+            found[metric] = [(m, d) for d in datasets for m in self.models if self._can_measure(metric, m, d)]
+        return found
+
+    def _can_measure(self, metric: str, model: str, dataset: str) -> bool:
+        needed = [self.datasets[dataset].annotates or dataset]
+        if metric in ("calibration", "ood"):  # the temperature, and the side that is in distribution
+            needed.append(self.id_dataset)
+        if metric == "retrieval" and not self.models[model].has_text_tower:
+            return False
+        if metric == "prompts" and model not in self.prompted:
+            return False
+        return all(self.answers(model, name) for name in needed)
+
+    @property
+    def prompt_sets(self) -> list[str]:
+        """Those that `prompted` models are compared under; the default comes first."""
+        return [self.config["prompts"]["default"], *self.config["prompts"]["also"]]
+
+    @functools.cached_property
+    def prompted(self) -> list[str]:
+        """Models that are measured with several prompt sets: those that the config names, or all that read text."""
+        named = self.config["prompts"]["models"]
+        able = [name for name, model in self.models.items() if model.has_text_tower and not model.prompts]
+        return [name for name in able if name in named or not named] if len(self.prompt_sets) > 1 else []
+
+    def annotation_of(self, dataset: str) -> str:
+        """The table of visual factors of a data set's images, or ''."""
+        factors = self.with_metric("factors")
+        return next((name for name in factors if self.datasets[name].annotates == dataset), "")

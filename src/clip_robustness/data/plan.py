@@ -19,7 +19,7 @@ INDEX_BYTES = 40  # a row of an index; paths compress well
 EMBEDDING_BYTES = 2 * 1000  # a row of logits, float16; features are half to one time that
 DECODED = 500  # images that one core decodes and resizes in a second
 SIZES = ((50, "up to 50 M"), (100, "50 to 100 M"), (200, "100 to 200 M"), (500, "200 to 500 M"), (1e9, "above 500 M"))
-METRICS = ("accuracy", "calibration", "shape_bias")  # those that have a rule
+METRICS = ("accuracy", "calibration", "shape_bias", "ood", "factors", "retrieval", "prompts")  # each has a rule
 
 
 class Download(NamedTuple):
@@ -72,13 +72,13 @@ def download_of(study: Study, names: Iterable[str]) -> Download:
 def stored_bytes(study: Study) -> dict[str, int]:
     """Bytes that the evaluated part of the study takes on disk, by kind; images of unknown number count as none."""
     shown = {name: study.datasets[name].images or 0 for name in study.evaluated}
-    specs = {spec.key: spec.size for spec in (study.models[name].preprocessing for name in study.computed)}
-    pixels = sum(3 * height * width for height, width in specs.values())
+    sizes = {spec.key: spec.size for spec in (study.preprocessing(m, d) for m in study.computed for d in shown)}
+    cached = sum(3 * sizes[key][0] * sizes[key][1] * shown[name] for key, name in study.cached_pixels)
     return {
         "archives, as far as declared": sum(download_of(study, study.evaluated)[:2]),
         "weights": round(sum(study.models[name].params_m or 0 for name in _weights(study)) * 1e6 * WEIGHT_BYTES),
         "indexes": sum(shown.values()) * INDEX_BYTES,
-        f"pixel caches ({len(specs)} preprocessing specs)": sum(shown.values()) * pixels,
+        f"pixel caches (at most {study.config['pixel_cache_gb']:g})": cached,
         "embeddings": sum(shown.values()) * len(study.models) * EMBEDDING_BYTES,
     }
 
@@ -91,29 +91,36 @@ def job_counts(study: Study) -> dict[str, int]:
     """Jobs of the default target by rule, as a dry run of an empty checkout counts them."""
     counts: collections.Counter[str] = collections.Counter()
     counts["draw_figure"] = len(study.config["figures"])
-    counts["write_report"] = counts["all"] = 1
+    for rule in ("write_report", "all", "compare_six_factors", "evaluate_claims", "compare_published"):
+        counts[rule] = 1
     if study.config["published"]:
-        return {**counts, "import_published": 1, "fit_baselines": 1}
-    metrics = {metric: study.with_metric(metric) for metric in METRICS if study.with_metric(metric)}
-    models, filters = [study.models[name] for name in study.computed], _filters(study)
+        return {**counts, "import_published": 1, "fit_baselines": 1, "fit_factors": 1}
+    metrics = [metric for metric in METRICS if study.measured(metric)]
+    filters = _filters(study)
     for metric in metrics:
         counts[f"measure_{metric}"] = len(study.measured(metric))
-    counts["measure_accuracy"] += len(filters)
+    annotated = {(m, study.datasets[d].annotates) for m, d in study.measured("factors")}
+    counts["measure_accuracy"] += len((filters | annotated) - set(study.measured("accuracy")))
     counts["fit_temperature"] = len({model for model, _ in study.measured("calibration")})
+    counts["encode_captions"] = len(study.measured("retrieval"))
     counts["import_predictions"] = sum(
         study.answers(name, d) for name in study.models if name not in study.computed for d in study.evaluated
     )
     counts["gather_metric"], counts["gather_models"] = len(metrics), 1
-    counts["fit_baselines"] = int("accuracy" in metrics)
-    counts["build_heads"] = sum(model.has_text_tower for model in models)
+    counts["fit_baselines"], counts["fit_factors"] = int("accuracy" in metrics), int("factors" in metrics)
+    heads = {(name, study.prompts_of(name)) for name, model in study.models.items() if model.has_text_tower}
+    heads |= {(m, prompts) for m, _ in study.measured("prompts") for prompts in study.prompt_sets}
+    counts["build_heads"] = len(heads)
     of_scheme = collections.Counter(study.models[name].scheme for name in _weights(study))
     counts["train_mini"], counts["blend_weights"] = of_scheme["mini"], of_scheme["blend"]
     counts["fetch_weights"] = of_scheme["hub"] + of_scheme["local"]
+    used = filters | annotated | {pair for metric in metrics for pair in study.measured(metric)}
+    pixels = set()
     for suite, names in study.suites.items():
-        only_pools = all(study.datasets[name].role == "pool" for name in names)
-        runs = [m for m in models if not only_pools or any((m.model, n) in filters for n in names)]
+        runs = [m for m in study.computed if any((m, name) in used for name in names)]
         counts[f"embed_{suite}"] = len(runs)
-        counts["cache_pixels"] += len(names) * len({m.preprocessing.key for m in runs})
+        pixels |= {(study.preprocessing(m, name).key, name) for m in runs for name in names}
+    counts["cache_pixels"] = len(pixels & study.cached_pixels)
     counts.update(_data_jobs(study))
     return {rule: count for rule, count in counts.items() if count}
 
@@ -131,7 +138,7 @@ def _filters(study: Study) -> set[tuple[str, str]]:
 
 def _data_jobs(study: Study) -> dict[str, int]:
     sources = {m.finetuned_on or m.source for m in study.models.values() if m.weights == "mini"}
-    needed = {*study.evaluated, *(name for name in sources if name in study.datasets)}
+    needed = {*study.evaluated, *(name for name in sources if name in study.datasets), *study.with_metric("factors")}
     entries = [study.datasets[name] for name in needed]
     fetched = [d for d in entries if not study.local(d.name)]
     spaces = {d.labels for d in entries} | set(study.base_spaces)
@@ -139,11 +146,17 @@ def _data_jobs(study: Study) -> dict[str, int]:
     return {
         "render_world": sum("world" in d.details for d in entries),
         "filter_misclassified": sum("pool" in d.details for d in entries),
-        "index_dataset": sum(not d.is_rendered for d in entries),
+        "index_dataset": sum(not d.is_rendered and not d.annotates for d in entries),
+        **_annotation_jobs(study),
         "fetch_archive": sum(len(d.archives) for d in fetched),
         "fetch_hub": sum(bool(d.hub) for d in fetched),
         "write_label_space": len(spaces),
     }
+
+
+def _annotation_jobs(study: Study) -> dict[str, int]:
+    rendered = [study.datasets[name].is_rendered for name in study.with_metric("factors")]
+    return {"write_mini_factors": sum(rendered), "annotate_images": len(rendered) - sum(rendered)}
 
 
 def _head(study: Study) -> str:
@@ -209,7 +222,8 @@ def _compute(study: Study, tflops: float) -> str:
     notes = [
         f"The image tower's operations (column gflops of the models table), {tflops:g} TFLOP/s sustained (--tflops).",
         "In brackets: images.",
-        f"Decoding: {decode:.2f} core-hours at {DECODED} images a second and core, {specs} preprocessing specs.",
+        f"Decoding: {decode:.2f} core-hours at {DECODED} images a second and core, {specs} specs once each;",
+        "what the pixel caches do not hold is decoded for each model.",
     ]
     return "\n".join([table(rows), *notes])
 
