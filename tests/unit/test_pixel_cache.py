@@ -191,8 +191,8 @@ def children(pid: int) -> set[int]:
     return {int(child) for child in found}
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the process tree from /proc")
-def test_a_killed_job_leaves_no_worker_and_no_half_file(tmp_path: Path) -> None:
+def running(tmp_path: Path) -> tuple[subprocess.Popen, set[int], Path]:
+    """A job that decodes 9,000 images with two workers, its children, and what it will write."""
     images = many_images(30)
     index = make_index(tmp_path, {f"{i}-{name}": data for i in range(300) for name, data in images.items()})
     out = tmp_path / "out" / "c.npy"
@@ -203,6 +203,28 @@ def test_a_killed_job_leaves_no_worker_and_no_half_file(tmp_path: Path) -> None:
         workers = children(job.pid)
         time.sleep(0.01)
     assert len(workers) == 3
+    return job, workers, out
+
+
+FROM_PROC = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the process tree from /proc")
+
+
+@FROM_PROC
+def test_a_killed_worker_is_said_and_leaves_no_half_file(tmp_path: Path) -> None:
+    job, workers, out = running(tmp_path)
+    for pid in workers:
+        if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+            break
+    _, said = job.communicate(timeout=60)
+    assert job.returncode != 0 and "a process that decodes was killed" in said and "with fewer workers" in said
+    assert list(out.parent.iterdir()) == []
+
+
+@FROM_PROC
+def test_a_killed_job_leaves_no_worker_and_no_half_file(tmp_path: Path) -> None:
+    job, workers, out = running(tmp_path)
+    deadline = time.monotonic() + 30
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in workers):

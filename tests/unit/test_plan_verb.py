@@ -36,14 +36,24 @@ def test_corruptions_are_the_large_part(root):
 
 def test_disk_is_images_times_pixels(root):
     one = study(root, models={"names": ["resnet50.tv_in1k"]})
-    images = 10_000 + 30_000 + 7_500 + 1_280
+    images = 10_000 + 30_000 + 7_500 + 1_280 + 5_640
     stored = plan.stored_bytes(one)
-    assert stored["pixel caches (1 preprocessing specs)"] == images * 224 * 224 * 3
+    assert stored["pixel caches (at most 400)"] == images * 224 * 224 * 3
     assert stored["embeddings"] == images * 1000 * 2
     assert stored["weights"] == round(one.models["resnet50.tv_in1k"].params_m * 4e6)
     two = study(root, models={"names": ["resnet50.tv_in1k", "resnet101.tv_in1k"]})
-    key = "pixel caches (1 preprocessing specs)"
+    key = "pixel caches (at most 400)"
     assert plan.stored_bytes(two)[key] == stored[key], "two models of one spec share its pixels"
+
+
+def test_pixels_that_most_models_share_are_cached_as_far_as_the_disk_goes(root):
+    names = ["vit-b-32.openai", "vit-b-16.openai", "convnext_tiny.fb_in1k"]
+    small = 8.3  # GB: the five sets of the shared spec, and nothing that one model has to itself
+    some = study(root, models={"names": names}, pixel_cache_gb=small)
+    assert {key for key, _ in some.cached_pixels} == {"resize224-bicubic_crop224"} and len(some.cached_pixels) == 5
+    assert sum(v for k, v in plan.stored_bytes(some).items() if k.startswith("pixel")) <= small * 1e9
+    assert not study(root, models={"names": names}, pixel_cache_gb=0).cached_pixels
+    assert plan.job_counts(study(root, models={"names": names}, pixel_cache_gb=0)).get("cache_pixels") is None
 
 
 def test_gpu_time_is_images_times_operations(root):
@@ -70,27 +80,34 @@ def test_jobs_of_one_model_by_hand(root):
     assert plan.job_counts(one) == {
         "all": 1,
         "write_report": 1,
-        "draw_figure": 3,
-        "fetch_archive": 4,
-        "index_dataset": 4,
+        "draw_figure": 7,
+        "fetch_archive": 5,
+        "index_dataset": 5,
         "write_label_space": 4,  # imagenet_1k and the three that are cut or pooled from it
         "fetch_weights": 1,
-        "cache_pixels": 4,
+        "cache_pixels": 5,
         "embed_natural": 1,
         "embed_cue_conflict": 1,
+        "embed_ood": 1,
         "measure_accuracy": 3,
         "measure_calibration": 3,
         "measure_shape_bias": 1,
+        "measure_ood": 1,
         "fit_temperature": 1,
-        "gather_metric": 3,
+        "gather_metric": 4,
         "gather_models": 1,
         "fit_baselines": 1,
+        "compare_six_factors": 1,
+        "evaluate_claims": 1,
+        "compare_published": 1,
     }
 
 
 def test_a_published_study_computes_nothing(root):
-    assert sum(plan.job_counts(study(root, "published")).values()) == 8
-    assert "embed_natural" not in plan.job_counts(study(root, "published"))
+    counts = plan.job_counts(study(root, "published"))
+    tables = {"import_published": 1, "fit_baselines": 1, "fit_factors": 1, "compare_six_factors": 1}
+    tables |= {"evaluate_claims": 1, "compare_published": 1}
+    assert counts == {**tables, "draw_figure": 6, "write_report": 1, "all": 1}
 
 
 def test_a_table_is_aligned():

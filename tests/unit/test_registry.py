@@ -1,5 +1,7 @@
 """The registry: what is wrong is said in one message with file, row, field, expectation and nearest name."""
 
+import collections
+import dataclasses
 import re
 import shutil
 from urllib.parse import urlparse
@@ -9,7 +11,7 @@ import yaml
 
 from clip_robustness.core.gating import page
 from clip_robustness.core.io import InputError
-from clip_robustness.core.registry import load_datasets, load_models, load_study
+from clip_robustness.core.registry import load_datasets, load_models, load_study, model_sets
 from clip_robustness.core.study import METRICS_OF_FIGURE, METRICS_OF_ROLE
 
 
@@ -259,7 +261,7 @@ def test_a_dataset_is_one_entry(house):
     )
     path.write_text(path.read_text().rstrip() + "\n" + entry)
     datasets, _ = load_datasets(path, house)
-    assert datasets["imagenet_mine"].metrics == ("accuracy", "calibration")
+    assert datasets["imagenet_mine"].metrics == ("accuracy", "calibration", "prompts")
     study = load_study(config(house), house)
     assert "imagenet_mine" in study.suites["natural"] and "imagenet_mine" in study.with_metric("calibration")
 
@@ -353,8 +355,31 @@ def test_roles_and_figures_know_each_other(root, papers):
 
 def test_a_data_set_without_a_metric_is_not_embedded(root):
     study = load_study(config(root, "config"), root)
-    assert "textures" in study.datasets and "textures" not in study.evaluated
-    assert set(study.suites) == {"natural", "cue_conflict"} and study.base_spaces == ["imagenet_1k"]
+    assert "imagenet_d" in study.datasets and "imagenet_d" not in study.evaluated
+    assert set(study.suites) == {"natural", "cue_conflict", "ood", "retrieval"}
+    assert study.base_spaces == ["imagenet_1k"]
+
+
+def test_what_is_measured_on_what(root):
+    """Captions need a text tower, factors are measured by their table's name, prompts where the config says."""
+    study = load_study(config(root, "config"), root)
+    assert {m for m, _ in study.measured("retrieval")} == {n for n, m in study.models.items() if m.has_text_tower}
+    assert {d for _, d in study.measured("factors")} == {"imagenet_x"} and "imagenet_x" not in study.evaluated
+    assert study.annotation_of("imagenet_val") == "imagenet_x"
+    assert {m for m, _ in study.measured("prompts")} == set(study.config["prompts"]["models"])
+
+
+def test_the_papers_sets_are_columns_of_the_table(root):
+    """84 zero-shot CLIPs and 29 of the scaling laws, 44 fine-tuned, 127 classifiers; a line of one's own joins them."""
+    table = root / "config/model_sets.yaml"
+    models = load_models(root / "config/models.tsv", root)
+    groups = collections.Counter(models[n].group for n, sets in model_sets(table, models).items() if "holistic" in sets)
+    assert groups["clip_zero_shot"] == 84 + 29 and groups["clip_finetuned"] == 44
+    assert groups["standard"] + groups["more_data"] + groups["self_supervised"] == 127
+    closer = [models[n] for n, sets in model_sets(table, models).items() if "closer_look" in sets]
+    assert sum(m.group == "clip_zero_shot" for m in closer) == 51
+    mine = dataclasses.replace(models["rn50.openai"], model="mine", listed=("own",))
+    assert model_sets(table, {"mine": mine})["mine"] == {"closer_look", "holistic", "roz", "lite", "mini"}
 
 
 # --- what needs the user ---
@@ -389,7 +414,7 @@ def test_without_imagenet_another_set_stands_in_and_it_is_said(root):
     study = paper(root, skip_unavailable="true")
     assert study.id_dataset == "imagenet_v2" and study.partner("imagenet_sketch") == "imagenet_v2"
     assert "imagenet_val" not in study.datasets and "objectnet" in study.skipped
-    assert study.config["figures"] == ["effective_robustness", "shape_bias", "calibration"]
+    assert "visual_factors" not in study.config["figures"] and "ood_detection" in study.config["figures"]
     assert any("imagenet_v2 stands in" in remark for remark in study.remarks)
 
 
@@ -397,8 +422,9 @@ def test_a_figure_without_data_is_dropped_and_it_is_said(root):
     choice = {"sets": ["closer_look"], "without": ["imagenet_v2", "imagenet_v2_threshold", "imagenet_v2_top"]}
     choice["without"] += ["imagenet_sketch"]
     study = paper(root, datasets=choice, skip_unavailable=True)
-    assert study.id_dataset == "" and study.config["figures"] == ["shape_bias"]
-    assert sum("is dropped" in remark for remark in study.remarks) == 2
+    assert study.id_dataset == "" and {"shape_bias", "claims"} <= set(study.config["figures"])
+    dropped = {remark.split()[2] for remark in study.remarks if "is dropped" in remark}
+    assert {"effective_robustness", "calibration", "visual_factors", "ood_detection"} <= dropped
     with pytest.raises(InputError, match="nothing is left"):
         paper(root, datasets={"names": ["imagenet_val"]}, figures=["calibration"], skip_unavailable=True)
 

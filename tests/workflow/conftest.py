@@ -14,6 +14,7 @@ PARTS = ("Snakefile", "rules", "envs", "config", "profiles", "src", "report")
 SMALL = """
 scale: 0.1
 resamples: 200
+fewest: 5
 datasets:
   without: [mini_fresh, mini_pose, mini_sketch, mini_stylized]
 models:

@@ -46,7 +46,7 @@ def test_skipping_plans_what_can_be_made_and_says_so_once(house, value):
     output = house.snakemake("--dry-run", "--quiet", "rules", "--config", f"skip_unavailable={value}")
     assert output.count("imagenet_v2 stands in for it") == 1 and PAGE not in output
     jobs = house.jobs("--config", f"skip_unavailable={value}")
-    assert jobs["draw_figure"] == 3 and jobs["index_dataset"] == 7  # of nine, without ImageNet and ObjectNet
+    assert jobs["draw_figure"] == 9 and jobs["index_dataset"] == 16  # of 18, without ImageNet and ObjectNet
     full = house.snakemake("--dry-run", "--printshellcmds", "--config", f"skip_unavailable={value}")
     assert not re.search(r"(imagenet_val|objectnet)\.(parquet|npy)", full)
     assert "--reference imagenet_v2" in full

@@ -24,13 +24,18 @@ def tables(house) -> dict[str, bytes]:
 
 def test_it_makes_tables_and_figures(small_house):
     figures = small_house.path / "figures/mini"
-    for name in ("effective_robustness", "shape_bias", "calibration"):
+    for name in ("effective_robustness", "shape_bias", "calibration", "ood_detection", "six_factors", "claims"):
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (figures / "report.html").read_text()
     rows = io.read_parquet(small_house.path / "results/mini/tables/accuracy.parquet")
     assert set(rows["source"]) == {"measured"} and (rows["low"] <= rows["value"]).all()
     assert (rows["value"] <= rows["high"]).all() and (rows["n"] > 0).all()
+
+
+def test_everything_lies_below_the_studys_folders(small_house):
+    assert {path.name for path in (small_house.path / "results/mini/store").iterdir()} >= {"embeddings", "heads"}
+    assert not [path.name for path in small_house.path.iterdir() if "<" in path.name]
 
 
 def test_a_second_run_has_nothing_to_do(small_house):
@@ -42,7 +47,8 @@ def test_embeddings_and_labels_are_of_the_same_images(small_house):
     results = small_house.path / "results/mini"
     for path in results.glob("embeddings/*/*.json"):
         manifest = json.loads(path.read_text())
-        index = io.read_parquet(small_house.path / f"resources/mini/index/{path.stem}.parquet", ["image_id"])
+        dataset = manifest["dataset"]  # also that of captions
+        index = io.read_parquet(small_house.path / f"resources/mini/index/{dataset}.parquet", ["image_id"])
         assert manifest["ids_sha256"] == io.ids_digest(index["image_id"])
 
 
@@ -56,8 +62,9 @@ def changed(small_house, tmp_path):
 def test_an_edited_metric_reruns_that_metric_and_what_depends_on_it(changed):
     changed.edit("src/clip_robustness/metrics/calibration.py", "BINS = 15", "BINS = 10")
     jobs = changed.jobs(*SMALL_CONFIG)
-    own = {"fit_temperature", "measure_calibration"}
-    assert set(jobs) == own | {"gather_metric", "draw_figure", "write_report", "all"}
+    own = {"fit_temperature", "measure_calibration", "measure_prompts"}
+    after = {"gather_metric", "compare_six_factors", "evaluate_claims", "compare_published", "draw_figure"}
+    assert set(jobs) == own | after | {"write_report", "all"}
     assert jobs["gather_metric"] == 1 and jobs["draw_figure"] == 1
 
 

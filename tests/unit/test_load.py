@@ -1,24 +1,17 @@
-"""The embedding path on real architectures: loading, embedding, and what stops them."""
+"""Loading a sealed folder, and what stops it."""
 
 import json
-from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
-import timm
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
 from clip_robustness.inference import load
-from clip_robustness.inference.embed import embed
-from clip_robustness.inference.pixels import cache_pixels
 from tests.unit.clips import clip_folder, timm_folder
-
-SPEC = "resize(32,bicubic)|center_crop(32)|normalize(openai)"
+from tests.unit.embedding import make_pixels, reference, run
 
 
 @pytest.fixture(scope="module")
@@ -32,44 +25,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory):
-    """150 images as a data set would have them: files, an index, a pixel cache."""
-    base = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    names, sizes = [], []
-    for i in range(150):
-        path = base / f"{i:03d}.png"
-        Image.fromarray(random.integers(0, 256, (40 + i % 7, 50, 3), dtype=np.uint8)).save(path)
-        names.append(str(path))
-        sizes.append(path.stat().st_size)
-    columns = {
-        "image_id": [Path(n).name for n in names],
-        "archive": names,
-        "offset": [0] * 150,
-        "size": sizes,
-    }
-    columns = {k: np.array(v) for k, v in columns.items()} | {"label": np.arange(150, dtype=np.int32) % 7}
-    io.write_parquet(base / "toy.parquet", columns)
-    cache_pixels(base / "toy.parquet", "resize(32,bicubic)|center_crop(32)", base / "toy.npy")
-    return base / "toy.npy"
-
-
-def run(folder, pixels, out, library="open_clip", **options):
-    options = {"precision": "fp32", "work": out / "work", **options}
-    embed("m", library, SPEC, folder, [pixels], out, **options)
-    return np.load(out / "toy.npy"), json.loads((out / "toy.json").read_text())
-
-
-def reference(folder, pixels, library):
-    """The library's own way: its model, its normalisation, in one batch."""
-    mean, std = (
-        torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-    )
-    images = (torch.from_numpy(np.load(pixels)).permute(0, 3, 1, 2) / 255 - mean) / std
-    with torch.inference_mode():
-        if library == "timm":
-            return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images).numpy()
-        model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-        return model.eval().encode_image(images, normalize=True).numpy()
+    return make_pixels(tmp_path_factory.mktemp("data") / "toy.npy", 150)
 
 
 def test_a_linear_head_makes_a_classifier(folders, pixels, tmp_path):
