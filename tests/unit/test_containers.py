@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from clip_robustness.core import io
 from clip_robustness.core.archive import ArchiveReader
@@ -108,7 +109,7 @@ def test_a_parquet_file_of_other_things_is_a_file(tmp_path: Path) -> None:
 
 def awkward() -> dict[str, bytes]:
     rgb = picture(31, 23)
-    turned = pixels.Image.Exif()
+    turned = Image.Exif()
     turned[0x0112] = 6
     return {
         "a/grey.jpg": encoded(rgb.convert("L")),
@@ -156,5 +157,5 @@ def test_every_container_gives_the_same_pixels_and_the_same_faults(tmp_path: Pat
     array, manifest = pixels.open_pixels(tmp_path / "c.npy", ids)
     assert sorted(manifest["masked"]) == sorted(broken)
     for name, content in awkward().items():
-        image = pixels.Image.open(streams.BytesIO(content)).convert("RGB")
+        image = Image.open(streams.BytesIO(content)).convert("RGB")
         assert np.array_equal(array[ids.index(name)], pixels.preprocess(image, Preprocessing.parse(spec)))
