@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from clip_robustness.core import io
 from clip_robustness.inference import embed as module
 from clip_robustness.inference.load import load_image_model
-from clip_robustness.inference.pixels import cache_pixels, open_pixels, read_rows
+from clip_robustness.inference.pixels import Cached, cache_pixels, open_pixels, read_rows
 
 NAME = "ViT-B-32"
 SPEC = "resize(224,bicubic)|center_crop(224)|normalize(openai)"
@@ -88,7 +88,7 @@ def _cpu_seconds(index: Path, out: Path, decode: str) -> float:
 
 def forward_rates(weights: Path, pixels: Path, precision: str, folder: Path, n: int, repeats: int) -> None:
     """The bare forward pass and embed, one after the other, `repeats` times."""
-    images, _ = open_pixels(pixels)
+    images, cached = open_pixels(pixels)[0], Cached(pixels)
     mean, std = module.Preprocessing.parse(SPEC).mean, module.Preprocessing.parse(SPEC).std
     assert mean is not None and std is not None
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
@@ -102,7 +102,7 @@ def forward_rates(weights: Path, pixels: Path, precision: str, folder: Path, n: 
             target = folder / f"{precision}-{repeat}"
             pairs = (
                 lambda: [encoder.forward(batch) for batch in batches],
-                lambda target=target: module._embed_one(encoder, images, target, "embed"),
+                lambda target=target: module._embed_one(encoder, cached, target, "embed"),
             )
             order = (0, 1) if repeat % 2 else (1, 0)
             took = {i: seconds(pairs[i]) for i in order}
@@ -148,7 +148,7 @@ def main() -> None:
         read = min(seconds(lambda: [read_rows(images, i, i + 64) for i in range(0, n - 63, 64)]) for _ in range(5))
         print(f"pixel cache, read: {n // 64 * 64 / read:,.0f} images/s")
         forward_rates(weights, folder / "exact.npy", "bf16", folder, n, repeats)
-        forward_rates(weights, folder / "exact.npy", "fp32", folder, n // 2, max(2, repeats // 2))
+        forward_rates(weights, folder / "exact.npy", "fp32", folder, n, max(2, repeats // 2))
         float16_loss(weights, folder / "exact.npy")
 
 

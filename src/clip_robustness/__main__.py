@@ -1,5 +1,8 @@
+import gc
 import sys
 
 from clip_robustness.cli import main
 
-sys.exit(main())
+code = main()
+gc.freeze()  # the process ends: nothing is worth a collection
+sys.exit(code)

@@ -6,6 +6,7 @@ its verb is called, so that `--help` costs nothing and a metric never loads torc
 
 import argparse
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -427,7 +428,10 @@ def main(arguments: list[str] | None = None) -> int:
     from clip_robustness.core.io import InputError
 
     try:
-        code = getattr(importlib.import_module(f"clip_robustness.{module}"), function)(**values)
+        gc.disable()  # collections while torch or pandas are imported free nothing
+        imported = importlib.import_module(f"clip_robustness.{module}")
+        gc.enable()
+        code = getattr(imported, function)(**values)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

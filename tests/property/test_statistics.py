@@ -170,15 +170,6 @@ def test_the_difference_interval_covers_the_truth():
         s.difference_interval((0, 0), (1, 2))
 
 
-@given(arrays(float, st.integers(2, 40), elements=st.integers(-50, 50).map(float)))
-@settings(max_examples=40)
-def test_spearman_sees_only_the_order(x):
-    y = np.arange(len(x)) % 5
-    assert s.spearman(x, y) == pytest.approx(s.spearman(np.exp(x / 20), y))
-    assert s.spearman(x, x) == (1 if np.ptp(x) else 0)
-    assert s.spearman(x, -y) == pytest.approx(-s.spearman(x, y))
-
-
 def test_the_bootstrap_is_exact_in_its_moments_and_seeded():
     values = np.random.default_rng(1).gamma(1, size=(400, 2))
     sums = s.bootstrap_sums(values, 4000, seed=3)

@@ -26,10 +26,9 @@ def test_clopper_pearson_is_scipys(k, n, level):
     np.testing.assert_allclose(statistics.clopper_pearson(k, n, level), expected, atol=1e-10)
 
 
-def test_correlations_are_scipys():
+def test_the_correlation_is_scipys():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 9, 50), rng.integers(0, 9, 50) + np.arange(50)
-    assert statistics.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
     assert statistics.pearson(x, y) == pytest.approx(scipy.stats.pearsonr(x, y).statistic)
 
 
@@ -90,7 +89,6 @@ def test_nll_is_sklearns_and_softmax_scipys(t):
     probabilities = scipy.special.softmax(z.astype(float) / t, axis=1)
     assert nll.mean() == pytest.approx(log_loss(labels, probabilities, labels=range(7)), rel=1e-5)
     np.testing.assert_allclose(logits.softmax(z, t), probabilities, atol=1e-6)
-    np.testing.assert_allclose(logits.log_softmax(z, t), np.log(probabilities), atol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [0.05, 0.5, 3, 60])

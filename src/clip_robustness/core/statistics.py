@@ -62,7 +62,7 @@ def bootstrap_sums(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0)
     n = len(values)
     rng = np.random.default_rng(seed)
     sums = np.empty((resamples, values.shape[1]))
-    counts = np.empty((min(resamples, max(1, 1_000_000 // max(n, 1))), n))
+    counts = np.empty((min(resamples, max(1, 4_000_000 // max(n, 1))), n))
     for start in range(0, resamples, len(counts)):
         chunk = counts[: resamples - start]
         for row in chunk:
@@ -255,16 +255,6 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
     dx, dy = (values - values.mean() for values in (np.asarray(x, float), np.asarray(y, float)))
     norm = np.sqrt((dx @ dx) * (dy @ dy))
     return float(np.clip((dx @ dy) / norm, -1, 1)) if norm > 0 else 0.0
-
-
-def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's rank correlation; ties share their mean rank."""
-    return pearson(_ranks(x), _ranks(y))
-
-
-def _ranks(values: ArrayLike) -> np.ndarray:
-    _, inverse, counts = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _points(x: ArrayLike, y: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from clip_robustness.core import io, provenance
 from clip_robustness.inference.lease import devices, lease
-from clip_robustness.inference.load import compute_dtype, load_clip, load_tokenizer, scale_and_bias
+from clip_robustness.inference.load import compute_dtype, import_library, load_clip, load_tokenizer, scale_and_bias
 
 TOLERANCE = 1e-5  # between the trimmed and the full context, on normalised features
 BATCH_TOKENS = 4096  # rows times length: it bounds memory, and is about what a processor's cache likes best
@@ -66,9 +66,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _shipped(name: str | None, where: str) -> list[str]:
-    from open_clip import zero_shot_metadata
-
-    functions = getattr(zero_shot_metadata, name or "", None)
+    functions = getattr(import_library("open_clip").zero_shot_metadata, name or "", None)
     if functions is None:
         raise io.InputError(f"{where}: expected a list of templates, `file: PATH` or a list that open_clip ships")
     return [function("{}") for function in functions]

@@ -22,7 +22,13 @@ from clip_robustness.core import io
 from clip_robustness.core.io import InputError
 from clip_robustness.core.statistics import RESAMPLES, bootstrap_sums, clopper_pearson, percentile_interval
 from clip_robustness.metrics import measure
-from clip_robustness.metrics.logits import SMALLEST_EXPONENT, negative_log_likelihood, restriction, top1
+from clip_robustness.metrics.logits import (
+    SMALLEST_EXPONENT,
+    exponentials,
+    from_top,
+    negative_log_likelihood,
+    restriction,
+)
 from clip_robustness.metrics.rows import Row, row
 
 BINS = 15
@@ -52,14 +58,24 @@ class Draws(NamedTuple):
     draws: np.ndarray
 
 
-def image_scores(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> Scores:
-    """Scores of softmax(logits / temperature), logits [n, K]. Errors: InputError as of `top1`."""
-    prediction, confidence = top1(logits, temperature)
+def image_scores(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    temperature: float = 1.0,
+    top: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Scores:
+    """Scores of softmax(logits / temperature), logits [n, K]. Errors: InputError as of `top1`.
+
+    top: `from_top(logits)`, where the caller has it already for another temperature.
+    """
+    prediction, differences = top or from_top(logits)
+    weights = exponentials(differences, temperature)
+    confidence = 1 / weights.sum(axis=1)
     nll = negative_log_likelihood(logits, labels, prediction, confidence, temperature)
-    # The sum of squared probabilities: (1 / sum e^d)^2 * sum e^2d, and e^2d is the softmax at half the temperature.
-    squares = confidence.astype(float) ** 2 / top1(logits, temperature / 2)[1]
+    confidence = confidence.astype(float)
+    squares = np.vecdot(weights, weights) * confidence**2
     brier = np.clip(squares - 2 * np.exp(-nll) + 1, 0, 2)
-    return Scores(confidence.astype(float), (prediction == labels).astype(float), nll, brier)
+    return Scores(confidence, (prediction == labels).astype(float), nll, brier)
 
 
 def bin_index(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -211,11 +227,11 @@ def fit_temperature(
     """
     if not len(labels):
         raise InputError("fit_temperature: no image to fit to; a class gives one for every two images it has")
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    own = shifted[np.arange(len(labels)), labels].astype(float)
+    top = logits.max(axis=1, keepdims=True)
+    own = (logits[np.arange(len(labels)), labels] - top[:, 0]).astype(float)
     low, high = 1 / bounds[1], 1 / bounds[0]
     beta, last = 1.0, high
-    moments = _moments(shifted, own, beta)
+    moments = _moments(logits, top, own, beta)
     before = float(moments[0].mean())
     while True:
         gradient, curvature = float(moments[1].mean()), float(moments[2].mean())
@@ -228,7 +244,7 @@ def fit_temperature(
         beta, last = beta + step, abs(step)
         if last <= tolerance * beta:
             break
-        moments = _moments(shifted, own, beta)
+        moments = _moments(logits, top, own, beta)
     nll, score, variance = moments
     spread = math.sqrt(float((score**2).sum())) / float(variance.sum()) / beta if variance.any() else 0.0
     factor = math.exp(min(1.96 * spread, 50))
@@ -237,17 +253,19 @@ def fit_temperature(
 
 
 def _moments(
-    shifted: np.ndarray, own: np.ndarray, beta: float, block: int = 256
+    logits: np.ndarray, top: np.ndarray, own: np.ndarray, beta: float, block: int = 256
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """NLL at 1/T = beta, and its first and second derivatives with respect to beta, for each image [n].
 
-    With z the logits, these are -log p(label), E[z] - z(label) and Var[z]. Blocks stay in the cache.
+    With z the logits less their `top`, these are -log p(label), E[z] - z(label) and Var[z]; `own` is z(label).
+    Blocks stay in the cache.
     """
     total, mean, square = (np.empty(len(own)) for _ in range(3))
-    buffer = np.empty((block, shifted.shape[1]), np.float32)
+    buffers = np.empty((2, block, logits.shape[1]), np.float32)
     for start in range(0, len(own), block):
-        part = shifted[start : start + block]
-        rows, weight = slice(start, start + len(part)), buffer[: len(part)]
+        rows = slice(start, min(start + block, len(own)))
+        part, weight = buffers[:, : rows.stop - start]
+        np.subtract(logits[rows], top[rows], out=part)
         np.multiply(part, np.float32(beta), out=weight)
         np.maximum(weight, SMALLEST_EXPONENT, out=weight)
         np.exp(weight, out=weight)
@@ -308,8 +326,9 @@ def measure_calibration(
     restrict = restriction(images.members, images.classes)
     for part, block in images.blocks(rows):
         logits, own = restrict(block), images.labels[rows[part]]
+        top = from_top(logits)
         for when, t in (("before", 1.0), ("after", fitted.value)):
-            scores[when][:, part] = image_scores(logits, own, t)
+            scores[when][:, part] = image_scores(logits, own, t, top)
     found = []
     if at_home:
         found = [row("temperature", fitted.value, fitted.low, fitted.high, fitted.n, convention="nll_minimum")]

@@ -9,10 +9,10 @@ import numpy as np
 
 from clip_robustness.core.io import InputError
 
-# Rows a block: large enough for a fast matrix product, small enough for the caches (2 MB at 1,000 classes).
-BLOCK = 512
-# exp(-80) is 1e-35: nothing beside the top's 1. Smaller ones become denormal numbers, ten times slower.
-SMALLEST_EXPONENT = np.float32(-80)
+# Rows a block: large enough for a fast matrix product, small enough for the caches (1 MB at 1,000 classes).
+BLOCK = 256
+# exp(-40) is 4e-18: nothing beside the top's 1. The squares of smaller ones are denormal numbers, ten times slower.
+SMALLEST_EXPONENT = np.float32(-40)
 
 
 def zero_shot_blocks(
@@ -42,11 +42,13 @@ def zero_shot_blocks(
 def stored_blocks(
     array: np.ndarray, rows: np.ndarray | None = None, name: str = "logits"
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield (positions, array[rows] as float32) block by block, checked as in `zero_shot_blocks`."""
+    """Yield (positions, array[rows] as float32) block by block, checked and reused as in `zero_shot_blocks`."""
     count = len(array) if rows is None else len(rows)
+    buffer = np.empty((min(BLOCK, count), *array.shape[1:]), np.float32)
     for start in range(0, count, BLOCK):
         part = slice(start, min(start + BLOCK, count))
-        values = array[part if rows is None else rows[part]].astype(np.float32)
+        values = buffer[: part.stop - start]
+        values[:] = array[part if rows is None else rows[part]]
         finite = np.isfinite(values)
         if not finite.all():
             bad = start + int(np.flatnonzero(~finite.all(axis=1))[0])
@@ -112,18 +114,18 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return scaled / scaled.sum(axis=-1, keepdims=True)
 
 
-def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """log of `softmax`, without underflow."""
-    scaled = (logits - logits.max(axis=-1, keepdims=True)) / np.float32(temperature)
-    return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
-
-
 def top1(logits: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Predicted class (int32) and its softmax probability (float32) for each row; ties go to the first class.
 
     The probability is 1 / sum(exp(difference to the top)), which never exceeds 1.
     Errors: InputError that names the row when a logit is NaN or infinite.
     """
+    prediction, differences = from_top(logits)
+    return prediction, 1 / exponentials(differences, temperature, out=differences).sum(axis=1)
+
+
+def from_top(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted class (int32), and every logit's difference to that class's: [n] and [n, K]. Errors as of `top1`."""
     prediction = logits.argmax(axis=1)
     top = np.take_along_axis(logits, prediction[:, None], axis=1)
     # argmax finds a NaN first; minus infinity shows in the sum, which is finite for finite logits.
@@ -132,11 +134,14 @@ def top1(logits: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.n
         bad = np.flatnonzero(~np.isfinite(differences.sum(axis=1)))
     if len(bad):
         raise InputError(f"logits: row {bad[0]}: a value is NaN or infinite; compute them again")
-    if temperature != 1:
-        differences /= np.float32(temperature)
-    np.maximum(differences, SMALLEST_EXPONENT, out=differences)
-    np.exp(differences, out=differences)
-    return prediction.astype(np.int32), 1 / differences.sum(axis=1)
+    return prediction.astype(np.int32), differences
+
+
+def exponentials(differences: np.ndarray, temperature: float = 1.0, out: np.ndarray | None = None) -> np.ndarray:
+    """exp(differences / temperature), of what `from_top` found: the softmax, but for its sum. `out`: where to."""
+    scaled = np.divide(differences, np.float32(temperature), out=out)
+    np.maximum(scaled, SMALLEST_EXPONENT, out=scaled)
+    return np.exp(scaled, out=scaled)
 
 
 def negative_log_likelihood(

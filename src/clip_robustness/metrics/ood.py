@@ -17,7 +17,7 @@ import numpy as np
 from clip_robustness.core.io import InputError
 from clip_robustness.core.statistics import RESAMPLES, clopper_pearson, percentile_interval
 from clip_robustness.metrics import measure
-from clip_robustness.metrics.logits import restriction, top1
+from clip_robustness.metrics.logits import exponentials, from_top, restriction
 from clip_robustness.metrics.rows import Row, proportion_row, row
 
 # The scores by kind of embeddings, the default first.
@@ -39,9 +39,10 @@ def detection_scores(logits: np.ndarray, scale: float | None = None) -> dict[str
     In float32 a large margin gives an `msp` of exactly 1: such images are tied, as in the field's own code.
     Errors: InputError as of `top1`.
     """
-    top, confidence = logits.max(axis=1), top1(logits)[1]
+    top, (_, differences) = logits.max(axis=1), from_top(logits)
+    confidence = 1 / exponentials(differences).sum(axis=1)
     scores = {"msp": confidence, "energy": top - np.log(confidence), "max_logit": top}
-    return scores if scale is None else {"mcm_t1": top1(logits, scale)[1], **scores}
+    return scores if scale is None else {"mcm_t1": 1 / exponentials(differences, scale).sum(axis=1), **scores}
 
 
 def count_scores(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
