@@ -159,7 +159,7 @@ def _state(study: Study, dataset: Dataset, fast: bool) -> tuple[str, list[str]]:
         )
     if name in study.unavailable:
         return "waiting for you", []
-    if dataset.is_rendered:
+    if dataset.is_rendered or dataset.derive:
         return "made here", []
     if dataset.hub:
         here = (folder_of(study, "resources") / "hub" / name / "manifest.json").is_file()

@@ -4,7 +4,7 @@ The assumptions are printed with the numbers, because a plan is only as good as 
 """
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,15 @@ INDEX_BYTES = 40  # a row of an index; paths compress well
 EMBEDDING_BYTES = 2 * 1000  # a row of logits, float16; features are half to one time that
 DECODED = 500  # images that one core decodes and resizes in a second
 SIZES = ((50, "up to 50 M"), (100, "50 to 100 M"), (200, "100 to 200 M"), (500, "200 to 500 M"), (1e9, "above 500 M"))
-METRICS = ("accuracy", "calibration", "shape_bias", "ood", "factors", "retrieval", "prompts")  # each has a rule
+METRICS = (  # each has a rule
+    *("accuracy", "calibration", "shape_bias", "ood", "factors", "retrieval", "prompts", "typographic"),
+    *("adversarial", "data_overlap"),
+)
+RULE_OF_ROLE = {  # instead of measure_accuracy
+    "video_shift": "measure_video",
+    "corruption": "measure_corruption",
+    "corruption_3d": "measure_corruption",
+}
 
 
 class Download(NamedTuple):
@@ -79,8 +87,14 @@ def stored_bytes(study: Study) -> dict[str, int]:
         "weights": round(sum(study.models[name].params_m or 0 for name in _weights(study)) * 1e6 * WEIGHT_BYTES),
         "indexes": sum(shown.values()) * INDEX_BYTES,
         f"pixel caches (at most {study.config['pixel_cache_gb']:g})": cached,
-        "embeddings": sum(shown.values()) * len(study.models) * EMBEDDING_BYTES,
+        "embeddings": sum(_images(study, m, s) for m in study.models for s in study.suites) * EMBEDDING_BYTES,
     }
+
+
+def _images(study: Study, model: str, suite: str) -> int:
+    """Images of a suite that a model is run on: all of them, or none where no data set of it is for the model."""
+    names = study.suites[suite]
+    return sum(study.datasets[n].images or 0 for n in names) if any(study.is_for(model, n) for n in names) else 0
 
 
 def gpu_seconds(model: Model, images: int, tflops: float) -> float:
@@ -94,11 +108,17 @@ def job_counts(study: Study) -> dict[str, int]:
     for rule in ("write_report", "all", "compare_six_factors", "evaluate_claims", "compare_published"):
         counts[rule] = 1
     if study.config["published"]:
-        return {**counts, "import_published": 1, "fit_baselines": 1, "fit_factors": 1}
+        shifts = int(bool(study.config["shifts"]))
+        counts.update(import_published=1, fit_baselines=1, fit_factors=1, summarise_shifts=shifts)
+        return {rule: count for rule, count in counts.items() if count}
     metrics = [metric for metric in METRICS if study.measured(metric)]
     filters = _filters(study)
     for metric in metrics:
-        counts[f"measure_{metric}"] = len(study.measured(metric))
+        counts[f"measure_{metric.removeprefix('data_')}"] = len(study.measured(metric))
+    for _, dataset in study.measured("accuracy"):
+        if instead := RULE_OF_ROLE.get(study.datasets[dataset].role):
+            counts[instead] += 1
+            counts["measure_accuracy"] -= 1
     annotated = {(m, study.datasets[d].annotates) for m, d in study.measured("factors")}
     counts["measure_accuracy"] += len((filters | annotated) - set(study.measured("accuracy")))
     counts["fit_temperature"] = len({model for model, _ in study.measured("calibration")})
@@ -106,15 +126,23 @@ def job_counts(study: Study) -> dict[str, int]:
     counts["import_predictions"] = sum(
         study.answers(name, d) for name in study.models if name not in study.computed for d in study.evaluated
     )
-    counts["gather_metric"], counts["gather_models"] = len(metrics), 1
+    counts["attack_images"] = len(study.attacked) * len(study.config["attacks"]["names"])
+    counts["find_duplicates"] = len(study.overlap.get("datasets", ()))
+    counts["choose_threshold"] = int(bool(study.overlap))
+    counts["summarise_shifts"] = int(bool(study.synthetic_shifts))
+    counts["gather_metric"], counts["gather_models"] = len(metrics) + bool(study.overlap), 1
     counts["fit_baselines"], counts["fit_factors"] = int("accuracy" in metrics), int("factors" in metrics)
     heads = {(name, study.prompts_of(name)) for name, model in study.models.items() if model.has_text_tower}
     heads |= {(m, prompts) for m, _ in study.measured("prompts") for prompts in study.prompt_sets}
     counts["build_heads"] = len(heads)
+    searched = {(m, prompts) for m, prompts in heads if prompts in study.searches}
+    counts["search_prompts"] = len(searched)
     of_scheme = collections.Counter(study.models[name].scheme for name in _weights(study))
     counts["train_mini"], counts["blend_weights"] = of_scheme["mini"], of_scheme["blend"]
     counts["fetch_weights"] = of_scheme["hub"] + of_scheme["local"]
     used = filters | annotated | {pair for metric in metrics for pair in study.measured(metric)}
+    used |= {(m, study.searches[prompts]["dataset"]) for m, prompts in searched}
+    used |= {(study.overlap["detector"], name) for name in study.searched}
     pixels = set()
     for suite, names in study.suites.items():
         runs = [m for m in study.computed if any((m, name) in used for name in names)]
@@ -139,15 +167,19 @@ def _filters(study: Study) -> set[tuple[str, str]]:
 def _data_jobs(study: Study) -> dict[str, int]:
     sources = {m.finetuned_on or m.source for m in study.models.values() if m.weights == "mini"}
     needed = {*study.evaluated, *(name for name in sources if name in study.datasets), *study.with_metric("factors")}
+    needed |= {study.datasets[name].needs for name in needed} - {""}
     entries = [study.datasets[name] for name in needed]
     fetched = [d for d in entries if not study.local(d.name)]
     spaces = {d.labels for d in entries} | set(study.base_spaces)
     spaces |= {study.base_space(d.name) for d in entries}
+    spaces |= {f"{d.labels}_zero" for d in entries if d.role == "video_shift"} & set(study.label_spaces)
     return {
         "render_world": sum("world" in d.details for d in entries),
         "filter_misclassified": sum("pool" in d.details for d in entries),
         "index_dataset": sum(not d.is_rendered and not d.annotates for d in entries),
         **_annotation_jobs(study),
+        "derive_dataset": sum(bool(d.derive) for d in fetched),
+        "corrupt_world": sum("corrupt" in d.details for d in entries),
         "fetch_archive": sum(len(d.archives) for d in fetched),
         "fetch_hub": sum(bool(d.hub) for d in fetched),
         "write_label_space": len(spaces),
@@ -215,10 +247,10 @@ def _compute(study: Study, tflops: float) -> str:
         models = [m for m in study.models.values() if smaller < (m.params_m or 0) <= largest]
         smaller = largest
         if models:
-            rows.append((title, len(models), *_hours(models, suites, tflops)))
-    rows.append(("all", len(study.models), *_hours(study.models.values(), suites, tflops)))
-    specs = len({study.models[name].preprocessing.key for name in study.computed})
-    decode = sum(suites.values()) * specs / DECODED / 3600
+            rows.append((title, len(models), *_hours(study, models, tflops)))
+    rows.append(("all", len(study.models), *_hours(study, study.models.values(), tflops)))
+    run = {(s, study.models[m].preprocessing.key) for m in study.computed for s in suites if _images(study, m, s)}
+    decode, specs = sum(suites[suite] for suite, _ in run) / DECODED / 3600, len({key for _, key in run})
     notes = [
         f"The image tower's operations (column gflops of the models table), {tflops:g} TFLOP/s sustained (--tflops).",
         "In brackets: images.",
@@ -228,9 +260,11 @@ def _compute(study: Study, tflops: float) -> str:
     return "\n".join([table(rows), *notes])
 
 
-def _hours(models: Iterable[Model], suites: Mapping[str, int], tflops: float) -> list[float]:
+def _hours(study: Study, models: Iterable[Model], tflops: float) -> list[float]:
     chosen = list(models)
-    hours = [sum(gpu_seconds(m, n, tflops) for m in chosen) / 3600 for n in suites.values()]
+    hours = [
+        sum(gpu_seconds(m, _images(study, m.model, suite), tflops) for m in chosen) / 3600 for suite in study.suites
+    ]
     return [*hours, sum(hours)]
 
 
