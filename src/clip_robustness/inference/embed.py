@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,33 +38,32 @@ SHARE_OF_FREE_MEMORY = 0.8
 PROBES = (2, 8)  # images whose peak memory tells what one image takes
 
 
-class _Encoder:
-    """The model on its device, and how it is run there. `batch_size` may shrink as it works."""
+class Batches:
+    """Runs a function on rows in batches. `batch_size` is halved for good when memory runs out."""
 
-    def __init__(
-        self, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device, dtype: torch.dtype, batch_size: int
-    ):
-        self.model, self.device, self.dtype, self.batch_size = model, device, dtype, batch_size
+    def __init__(self, device: torch.device, batch_size: int):
+        self.device, self.batch_size = device, batch_size
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [n, h, w, 3] -> float32 [n, d], in as many batches as the memory asks for."""
-        parts, start = [], 0
-        while start < len(pixels):
-            part = self._try(pixels[start : start + self.batch_size])
-            if part is None:
+    def run(self, function: Callable[..., Any], *rows: Any) -> list[Any]:
+        """What `function` gives for each batch of `rows`, arrays or tensors of one length."""
+        parts, start, n = [], 0, len(rows[0])
+        while start < n:
+            stop = min(start + self.batch_size, n)
+            fits, part = self._try(function, [values[start:stop] for values in rows])
+            if not fits:
                 self._halve()
                 continue
             parts.append(part)
-            start += len(part)
-        return np.concatenate(parts)
+            start = stop
+        return parts
 
-    def _try(self, pixels: np.ndarray) -> np.ndarray | None:
+    def _try(self, function: Callable[..., Any], rows: list[Any]) -> tuple[bool, Any]:
         try:
-            return self.forward(pixels)
+            return True, function(*rows)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-        return None  # outside the handler, whose traceback would keep the batch's tensors alive
+        return False, None  # outside the handler, whose traceback would keep the batch's tensors alive
 
     def _halve(self) -> None:
         if self.batch_size == 1:
@@ -72,6 +72,20 @@ class _Encoder:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         print(f"out of memory: batches of {self.batch_size} from here on", file=sys.stderr, flush=True)
+
+
+class _Encoder(Batches):
+    """The model on its device, and how it is run there."""
+
+    def __init__(
+        self, model: Callable[[torch.Tensor], torch.Tensor], device: torch.device, dtype: torch.dtype, batch_size: int
+    ):
+        super().__init__(device, batch_size)
+        self.model, self.dtype = model, dtype
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [n, h, w, 3] -> float32 [n, d], in as many batches as the memory asks for."""
+        return np.concatenate(self.run(self.forward, pixels))
 
     def forward(self, pixels: np.ndarray) -> np.ndarray:
         images = torch.from_numpy(pixels)
@@ -141,8 +155,9 @@ def embed(
                 images = Cached(path)
             else:
                 images = Streamed(path, pixel_spec, workers, on_error, decode)
-            # A data set may be freed from its border first; all else must be the model's own preprocessing.
-            if dataclasses.replace(images.spec, border=0).pixel_spec != spec.pixel_spec:
+            # A data set may be freed from its border first, or be cropped already; all else must be the model's own.
+            own = (spec.pixel_spec, spec.of_cropped.pixel_spec)
+            if dataclasses.replace(images.spec, border=0).pixel_spec not in own:
                 raise io.InputError(f"{path}: made for {images.spec}, and {model} needs {spec.pixel_spec}")
             identity = {**facts, **images.facts}
             folder = work / io.digest(identity)[:32]

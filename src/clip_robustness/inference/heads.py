@@ -29,10 +29,11 @@ LEARNED = re.compile(r"(?:<\|\d+\|>)*")  # what a template may begin with
 NUMBERS = ("inference.heads", "inference.load")  # the modules that decide a head's numbers
 
 
-def templates(table: Path, name: str) -> list[str]:
+def templates(table: Path, name: str, searched: Path | None = None) -> list[str]:
     """The templates of a prompt set: its own list, one that open_clip ships (`open_clip: NAME`), or a `file: PATH`.
 
     The path is relative to the table's folder; the file has one template a line, and comments that begin with '#'.
+    The templates of a set that is searched for (`search`) stand in such a file too, `searched`.
     Errors: `InputError` for a set, list or file that is not there, and for a template without one {} for the class
     name or with learned tokens elsewhere than at its beginning.
     """
@@ -44,6 +45,10 @@ def templates(table: Path, name: str) -> list[str]:
     entry = sets[name]
     if isinstance(entry, list):
         found = entry
+    elif "search" in entry:
+        if searched is None:
+            raise io.InputError(f"{table}, prompt set '{name}': its templates are searched for; expected their file")
+        found = _lines(searched)
     elif "file" in entry:
         found = _lines(table.parent / entry["file"])
     else:
@@ -80,11 +85,13 @@ def build_heads(
     out: Path,
     work: Path,
     precision: str = "auto",
+    searched: Path | None = None,
 ) -> None:
     """Write `out`/{prompt set}.{label space}.npz for every prompt set in `names` and base label space in `labels`.
 
     Each holds `weight` float32 [C, d] (rows of norm 1), `scale` and `bias`. Heads live in `work` under a
-    key of all that decides them, so a further prompt set costs only its own. precision: as of `embed`.
+    key of all that decides them, so a further prompt set costs only its own. precision: as of `embed`; searched: as of
+    `templates`.
     Errors: `InputError` as those of `templates`, `tokenize` and `load_clip`.
     """
     device = "cuda" if devices() else "cpu"
@@ -96,7 +103,7 @@ def build_heads(
     }
     todo = []
     for name in names:
-        texts = templates(prompts, name)
+        texts = templates(prompts, name, searched)
         for path in labels:
             classes = io.read_json(path)["classes"]
             store = work / f"{io.digest(key, texts, classes)[:32]}.npz"
@@ -179,8 +186,9 @@ def encode_tokens(
 ) -> Tensor:
     """L2-normalised text features float32 [n, d] of token ids [n, context], on the model's device.
 
-    dtype: of the matrix products; bf16 goes through autocast, which leaves norms and softmax in float32. Out of GPU
-    memory, a batch is halved. Errors: `InputError` where not even one prompt fits.
+    what: of the line that shows progress ("": none). dtype: of the matrix products; bf16 goes through autocast, which
+    leaves norms and softmax in float32. Out of GPU memory, a batch is halved.
+    Errors: `InputError` where not even one prompt fits.
     """
     device = clip.logit_scale.device
     lengths = tokens.argmax(dim=-1) + 1
@@ -189,7 +197,7 @@ def encode_tokens(
     trimmed = trims(clip, tokens[order[:: -(-len(order) // 8)]].to(device))
     if not trimmed:
         lengths = torch.full_like(lengths, tokens.shape[1])
-    progress = io.Progress(what, len(tokens), "prompts")
+    progress = io.Progress(what, len(tokens), "prompts") if what else None
     parts: list[Tensor] = []
     start = 0
     while start < len(order):
@@ -209,7 +217,8 @@ def encode_tokens(
             continue
         parts.append(normalize(features.float(), dim=-1))
         start += len(rows)
-        progress.update(len(rows))
+        if progress:
+            progress.update(len(rows))
     return torch.cat(parts)[torch.argsort(order)]
 
 

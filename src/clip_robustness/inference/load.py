@@ -40,8 +40,11 @@ class ImageModel(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1) * 255)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        out = self.tower(images)
+        return self.encode(pixels.permute(0, 3, 1, 2).float())
+
+    def encode(self, levels: Tensor) -> Tensor:
+        """The same of float levels [n, 3, h, w] in 0..255, through which gradients flow."""
+        out = self.tower((levels - self.mean) / self.std)
         out = (out[0] if isinstance(out, tuple) else out).float()  # CoCa's tower answers with its tokens too
         if self.kind == "logits" and self.head is None:
             return out
