@@ -1,5 +1,6 @@
 """Top-1 accuracy with its exact binomial interval."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from clip_robustness.core.io import InputError
 from clip_robustness.metrics import measure
 from clip_robustness.metrics.logits import restriction, top1
 from clip_robustness.metrics.rows import Row, proportion_row
+
+Pool = Callable[[np.ndarray], np.ndarray]
 
 
 def per_image(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -47,18 +50,13 @@ def measure_accuracy(
     three reference files missing.
     """
     images = measure.join(embeddings, index, labels, head)
-    prediction, confidence = _predict(images)
+    prediction, confidence = predict(images)
     labelled = images.labels[images.rows] >= 0
     correct = (prediction == images.labels[images.rows])[labelled]
     if not len(correct):
         raise InputError(f"{index}: no image has a label of {labels}; index the data set again")
     rows = accuracy_rows(correct, convention=f"{len(images.members)}_way")
-    given = [path for path in (reference_embeddings, reference_index, reference_labels) if path is not None]
-    if reference_embeddings is not None and reference_index is not None and reference_labels is not None:
-        reference = measure.join(reference_embeddings, reference_index, reference_labels, head)
-        rows += accuracy_rows(_reference_correct(images, reference), "reference_accuracy", "class_subset")
-    elif given:
-        raise InputError(f"reference: {given[0]} alone; needed: embeddings, index and label space")
+    rows += reference_rows(images, reference_embeddings, reference_index, reference_labels, head)
     io.write_parquet(
         predictions,
         {
@@ -71,15 +69,41 @@ def measure_accuracy(
     measure.write_rows(out, images, rows, measured=len(correct))
 
 
-def _predict(images: measure.Images) -> tuple[np.ndarray, np.ndarray]:
-    rows, restrict = images.rows, restriction(images.members, images.classes)
+def predict(images: measure.Images, pool: Pool | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The top class of each of `images.rows` (int32) and its softmax probability (float32).
+
+    pool: from base logits [n, C] to those of the classes that may be answered (default: the label space's).
+    """
+    rows, pool = images.rows, pool or restriction(images.members, images.classes)
     prediction, confidence = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
     for part, block in images.blocks(rows):
-        prediction[part], confidence[part] = top1(restrict(block))
+        prediction[part], confidence[part] = top1(pool(block))
     return prediction, confidence
 
 
-def _reference_correct(images: measure.Images, reference: measure.Images) -> np.ndarray:
+def reference_rows(
+    images: measure.Images,
+    embeddings: Path | None,
+    index: Path | None,
+    labels: Path | None,
+    head: Path | None,
+    pool: Pool | None = None,
+    convention: str = "class_subset",
+) -> list[Row]:
+    """The row `reference_accuracy` as of `measure_accuracy`; none without the three files of the reference set.
+
+    pool: as of `predict`. Errors: InputError as of `measure_accuracy`.
+    """
+    if embeddings is not None and index is not None and labels is not None:
+        reference = measure.join(embeddings, index, labels, head)
+        pool = pool or restriction(images.members, images.classes)
+        return accuracy_rows(_reference_correct(images, reference, pool), "reference_accuracy", convention)
+    if given := [path for path in (embeddings, index, labels) if path is not None]:
+        raise InputError(f"reference: {given[0]} alone; needed: embeddings, index and label space")
+    return []
+
+
+def _reference_correct(images: measure.Images, reference: measure.Images, pool: Pool) -> np.ndarray:
     """Whether each reference image of a class of `images` is right among the classes of `images`."""
     if (reference.model, reference.base) != (images.model, images.base):
         raise InputError(
@@ -93,8 +117,8 @@ def _reference_correct(images: measure.Images, reference: measure.Images) -> np.
     rows = reference.labelled
     expected = np.array(class_of_label, np.int32)[reference.labels[rows]]
     rows, expected = rows[expected >= 0], expected[expected >= 0]
-    restrict, correct = restriction(images.members, images.classes), np.empty(len(rows), bool)
+    correct = np.empty(len(rows), bool)
     for part, block in reference.blocks(rows):
         # No softmax: nobody asks for the confidence.
-        correct[part] = restrict(block).argmax(axis=1) == expected[part]
+        correct[part] = pool(block).argmax(axis=1) == expected[part]
     return correct

@@ -14,7 +14,7 @@ import numpy as np
 
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
-from clip_robustness.core.statistics import RESAMPLES, percentile_interval
+from clip_robustness.core.statistics import RESAMPLES
 from clip_robustness.metrics import measure
 from clip_robustness.metrics.calibration import (
     METRICS,
@@ -28,7 +28,7 @@ from clip_robustness.metrics.calibration import (
 from clip_robustness.metrics.factors import FEWEST
 from clip_robustness.metrics.logits import restriction, top1
 from clip_robustness.metrics.ood import detection_rows
-from clip_robustness.metrics.rows import Row, proportion_row, row
+from clip_robustness.metrics.rows import Row, draws_row, paired_row, proportion_row, row
 
 # The convention of factors: the images whose most important deviation it is, prototypes aside (`metrics.factors`).
 FACTORS = "top"
@@ -115,7 +115,7 @@ def _labelled_rows(
     for name, right in correct.items():
         rows.append(proportion_row("accuracy", int(right.sum()), len(right), name, way))
         if name != largest:
-            rows.append(_paired_row("accuracy_difference", right, correct[largest], name, way, seed))
+            rows.append(paired_row("accuracy_difference", right, correct[largest], name, way, seed))
     n = len(scores[largest].nll)
     draws = calibration_draws(scores, seed, resamples)
     rows += draw_rows(draws, n)
@@ -124,7 +124,7 @@ def _labelled_rows(
         if name != largest:
             other = draws[f"{largest}:after" if scaled else largest, metric]
             value, drawn = one.value - other.value, one.draws - other.draws
-            rows.append(_row(f"{metric}_difference", np.append(value, drawn), n, slice, METRICS[metric][0]))
+            rows.append(draws_row(f"{metric}_difference", np.append(value, drawn), n, slice, METRICS[metric][0]))
     return correct, rows
 
 
@@ -171,11 +171,11 @@ def _factor_rows(
             rows.append(proportion_row("factor_accuracy", hits, n, slice, FACTORS))
             if name != largest:
                 both = right[images], correct[largest][images]
-                rows.append(_paired_row("factor_accuracy_difference", *both, slice, FACTORS, seed))
+                rows.append(paired_row("factor_accuracy_difference", *both, slice, FACTORS, seed))
     gaps = _gaps(correct, top, factors, seed, resamples)
-    rows += [_row("factor_gap", gap, len(top), name, FACTORS) for name, gap in gaps.items()]
+    rows += [draws_row("factor_gap", gap, len(top), name, FACTORS) for name, gap in gaps.items()]
     for name in others:
-        rows.append(_row("factor_gap_difference", gaps[name] - gaps[largest], len(top), name, FACTORS))
+        rows.append(draws_row("factor_gap_difference", gaps[name] - gaps[largest], len(top), name, FACTORS))
     return rows
 
 
@@ -241,29 +241,3 @@ def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     ranked = np.sort(others)
     below, up_to = (np.searchsorted(ranked, scores, side) for side in ("left", "right"))
     return (below + up_to) / (2 * len(others))
-
-
-def _row(metric: str, gap: np.ndarray, n: int, slice: str, convention: str) -> Row:
-    """A value that its bootstrap draws follow in one array."""
-    low, high = percentile_interval(gap[1:])
-    return row(metric, gap[0], min(low, gap[0]), max(high, gap[0]), n, slice, convention)
-
-
-def _paired_row(
-    metric: str,
-    right: np.ndarray,
-    other: np.ndarray,
-    slice: str,
-    convention: str,
-    seed: int,
-    draws: int = 10 * RESAMPLES,
-) -> Row:
-    """Accuracy of `right` minus that of `other`, bool [n] each and of the same images.
-
-    A parametric bootstrap of the images (right by one only, by the other only, by both or neither) with Jeffreys'
-    half an image for each: unlike the plain bootstrap, it is not a point where both are right on the same images.
-    """
-    counts = [int((right & ~other).sum()), int((~right & other).sum()), int((right == other).sum())]
-    shares = np.random.default_rng(seed).dirichlet([count + 0.5 for count in counts], size=draws)
-    value = (counts[0] - counts[1]) / len(right)
-    return _row(metric, np.append(value, shares[:, 0] - shares[:, 1]), len(right), slice, convention)

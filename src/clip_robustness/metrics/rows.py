@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_robustness.core.statistics import clopper_pearson
+from clip_robustness.core.statistics import RESAMPLES, clopper_pearson, percentile_interval
 
 Row = dict[str, Any]
 
@@ -31,3 +31,29 @@ def proportion_row(metric: str, successes: int, n: int, slice: str = "", convent
     """`successes` of `n` with the exact binomial interval of Clopper and Pearson. Needs n > 0."""
     low, high = clopper_pearson(successes, n)
     return row(metric, successes / n, float(low), float(high), n, slice, convention)
+
+
+def draws_row(metric: str, gap: np.ndarray, n: int, slice: str, convention: str) -> Row:
+    """A value that its bootstrap draws follow in one array."""
+    low, high = percentile_interval(gap[1:])
+    return row(metric, gap[0], min(low, gap[0]), max(high, gap[0]), n, slice, convention)
+
+
+def paired_row(
+    metric: str,
+    right: np.ndarray,
+    other: np.ndarray,
+    slice: str,
+    convention: str,
+    seed: int,
+    draws: int = 10 * RESAMPLES,
+) -> Row:
+    """Accuracy of `right` minus that of `other`, bool [n] each and of the same images.
+
+    A parametric bootstrap of the images (right by one only, by the other only, by both or neither) with Jeffreys'
+    half an image for each: unlike the plain bootstrap, it is not a point where both are right on the same images.
+    """
+    counts = [int((right & ~other).sum()), int((~right & other).sum()), int((right == other).sum())]
+    shares = np.random.default_rng(seed).dirichlet([count + 0.5 for count in counts], size=draws)
+    value = (counts[0] - counts[1]) / len(right)
+    return draws_row(metric, np.append(value, shares[:, 0] - shares[:, 1]), len(right), slice, convention)
