@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_robustness.core.io import InputError, Progress, atomic, write_parquet
-from clip_robustness.mini.world import FACTORS, sample_scenes
+from clip_robustness.mini.world import sample_scenes
 
 CHUNK = 1152  # images in memory at a time
 
@@ -18,7 +18,7 @@ def render_dataset(world: Mapping[str, Any], archive: Path, index: Path, geometr
     """Render a world (see `world`) into `archive` and describe it in `index`, and in `geometry` if given.
 
     archive   uncompressed tar of {name}/{00000}.png, 48 x 48 RGB
-    index     parquet: image_id, archive, offset, size, label, caption and the columns of `world.FACTORS`
+    index     parquet: image_id, archive, offset, size, label, caption, and the other columns of `world.sample_scenes`
     geometry  .npz in the index's order: depth float16 [n, 48, 48] (world units, infinite off the solid),
               normals int8 [n, 48, 48, 3] (127 times the unit normal, camera frame), mask bool [n, 48, 48]
 
@@ -38,7 +38,7 @@ def render_dataset(world: Mapping[str, Any], archive: Path, index: Path, geometr
         for start in range(0, n, CHUNK):
             part = render({name: column[start : start + CHUNK] for name, column in scenes.items()})
             for i, image in enumerate(part.images, start):
-                offsets[i], sizes[i] = _add_png(tar, f"{scenes['image_id'][i]}.png", image)
+                offsets[i], sizes[i] = add_png(tar, f"{scenes['image_id'][i]}.png", image)
             if geometry is not None:
                 shapes.append(part[1:])
             progress.update(len(part.images))
@@ -48,10 +48,10 @@ def render_dataset(world: Mapping[str, Any], archive: Path, index: Path, geometr
             np.savez_compressed(file, depth=depth, normals=normals, mask=mask)
     columns: dict[str, Any] = {"image_id": scenes["image_id"], "archive": [str(archive)] * n}
     columns |= {"offset": offsets, "size": sizes, "label": scenes["label"], "caption": scenes["caption"]}
-    write_parquet(index, columns | {name: scenes[name] for name in FACTORS})
+    write_parquet(index, columns | {name: column for name, column in scenes.items() if name not in columns})
 
 
-def _add_png(tar: tarfile.TarFile, name: str, image: np.ndarray) -> tuple[int, int]:
+def add_png(tar: tarfile.TarFile, name: str, image: np.ndarray) -> tuple[int, int]:
     """Append a PNG and return where its bytes stand in the tar."""
     from PIL import Image
 

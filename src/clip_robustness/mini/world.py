@@ -9,6 +9,7 @@ A world is a small dict, one data set's entry in config/datasets.yaml. Its keys,
     rho          with this probability the texture is the class's own, else any of the twelve (0)
     pairs        "conflict": every ordered pair of a solid and another solid's texture equally often ("")
     unseen       "solids": four solids that are no class, labelled -1; "solids_and_textures": with unseen textures ("")
+    frames       a moving camera: sets of an anchor and so many frames before and after it; `images` counts frames (0)
     pose, background, colours, light, clutter, style    names of the habits below
 
 A scene's factors are the columns of the index; FACTORS says what each means.
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from clip_robustness.core.io import InputError
+from clip_robustness.mini.video import move_camera
 
 CLASSES = (
     *("sphere", "cube", "cone", "torus", "cylinder", "capsule"),
@@ -140,7 +142,7 @@ STYLES = {
 }
 DEFAULTS: dict[str, Any] = {
     **{"rho": 0.0, "pairs": "", "unseen": "", "pose": "usual", "background": "studio", "colours": "all"},
-    **{"light": "usual", "clutter": "none", "style": "photo", "classes": CLASSES},
+    **{"light": "usual", "clutter": "none", "style": "photo", "classes": CLASSES, "frames": 0},
 }
 _HABITS: dict[str, Mapping[str, Any]] = {
     **{"pose": POSES, "background": BACKGROUNDS, "colours": PALETTES},
@@ -169,6 +171,11 @@ def check_world(world: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"world of {name}: unseen is {full['unseen']!r}, expected '', solids or solids_and_textures")
     if int(full["images"]) < 1:
         raise InputError(f"world of {name}: images is {full['images']!r}, expected at least 1")
+    if not isinstance(full["frames"], int) or not 0 <= full["frames"] < 100:
+        raise InputError(f"world of {name}: frames is {full['frames']!r}, expected a whole number from 0 to 99")
+    if full["frames"] and (full["unseen"] or full["clutter"] != "none"):
+        wrong = "unseen solids have no label" if full["unseen"] else "a twin in the clutter would change sides"
+        raise InputError(f"world of {name}: {wrong}, so frames cannot be had; leave one of the two out")
     strange = sorted(set(full["classes"]) - set(CLASSES))
     if strange:
         raise InputError(f"world of {name}: no solid {strange[0]!r}; solids are {', '.join(CLASSES)}")
@@ -178,10 +185,13 @@ def check_world(world: Mapping[str, Any]) -> dict[str, Any]:
 def sample_scenes(world: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Draw the scenes of a world: one array [images] a column (`image_id`, `label`, `caption`, FACTORS).
 
-    Labels are balanced to within one image. Errors: `InputError` for a world that `check_world` refuses.
+    With `frames` also `anchor` (image id of the set's anchor), `distance` (signed frames from it) and `labels` (the
+    class's name), and as many sets as `images` holds, at least one.
+    Labels are balanced to within one image or set. Errors: `InputError` for a world that `check_world` refuses.
     """
     world = check_world(world)
-    n, classes = int(world["images"]), UNSEEN_SOLIDS if world["unseen"] else tuple(world["classes"])
+    length = 2 * world["frames"] + 1  # of a set
+    n, classes = max(1, int(world["images"]) // length), UNSEEN_SOLIDS if world["unseen"] else tuple(world["classes"])
     rng = np.random.default_rng([int(world["seed"]), 20240210])
     label, texture = _shapes_and_textures(world, n, classes, rng)
 
@@ -216,9 +226,17 @@ def sample_scenes(world: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for name, values in scenes.items():
         if values.dtype == np.float64:
             scenes[name] = values.astype(np.float32)
-    scenes["image_id"] = np.array([f"{world['name']}/{i:05d}" for i in range(n)])
-    scenes["caption"] = np.array([_caption(scenes, i, rng) for i in range(n)])
-    return {name: scenes[name] for name in ("image_id", "label", "caption", *FACTORS)}
+    ids = [f"{world['name']}/{i:05d}" for i in range(n)]
+    more = []
+    if world["frames"]:
+        scenes = move_camera(scenes, world["frames"], rng)
+        scenes["anchor"] = np.repeat([f"{i}/{world['frames']:03d}" for i in ids], length)
+        scenes["labels"] = scenes["shape"]
+        ids = [f"{i}/{frame:03d}" for i in ids for frame in range(length)]
+        more = ["anchor", "distance", "labels"]
+    scenes["image_id"] = np.array(ids)
+    scenes["caption"] = np.array([_caption(scenes, i, rng) for i in range(len(ids))])
+    return {name: scenes[name] for name in ("image_id", "label", "caption", *FACTORS, *more)}
 
 
 def _shapes_and_textures(
