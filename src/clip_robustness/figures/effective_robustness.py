@@ -13,7 +13,7 @@ from clip_robustness.figures import frames, labels, style
 
 TABLES = ("accuracy", "baselines", "effective_robustness", "models")
 # Synthetic shifts and relabelled sets, which have baselines too but belong to other figures.
-_NOT_NATURAL = ("imagenet_c", "imagenet_greyscale", "imagenet_pgd", "imagenet_real", "stylized_imagenet")
+NOT_NATURAL = ("imagenet_c", "imagenet_greyscale", "imagenet_pgd", "imagenet_real", "stylized_imagenet")
 _LEAST = 0.4  # a few models near chance would take half of each axis: they are left outside the panels
 
 
@@ -31,7 +31,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> Figure:
     # The mean over the shifts is computed with the fits and stands beside them.
     accuracy = pd.concat([accuracy, robustness[robustness["metric"] != "effective_robustness"]], ignore_index=True)
     named = baselines["dataset"].tolist() or accuracy.query("metric == 'reference_accuracy'")["dataset"].tolist()
-    shifts = frames.dataset_order(set(named) - set(_NOT_NATURAL))
+    shifts = frames.dataset_order(set(named) - set(NOT_NATURAL))
     fits = {shift: frames.chosen_fit(baselines, accuracy, shift) for shift in shifts}
     # An average that is known only as effective robustness has its place in the strip, but no panel.
     with_points = set(accuracy.loc[accuracy["metric"] == "accuracy", "dataset"])
@@ -77,7 +77,7 @@ def _panel(
         axes.plot(ends, ends, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     if fit is not None:
         line = statistics.Line(*fit[["slope", "intercept", "r", "n", "transform", "estimator"]])
-        _draw_baseline(axes, line, fitted)
+        draw_baseline(axes, line, fitted)
         points = points.assign(above=points["y"] - line.predict(points["x"]))
         labels.label_points(axes, _worth_naming(points))
     style.scatter(axes, points, errors=len(points) <= 150)
@@ -101,7 +101,8 @@ def _population(points: pd.DataFrame, fit: pd.Series) -> pd.DataFrame:
     return standard.iloc[:0]
 
 
-def _draw_baseline(axes: Axes, line: statistics.Line, standard: pd.DataFrame) -> None:
+def draw_baseline(axes: Axes, line: statistics.Line, standard: pd.DataFrame) -> None:
+    """The line over the x axis' limits, and its bootstrap band over the models `standard` that it was fitted on."""
     low, high = axes.get_xlim()
     grid = statistics.inverse_transform(np.linspace(style.logit(low), style.logit(high), 60))
     axes.plot(grid, line.predict(grid), color="black", linewidth=0.9, zorder=2.5, scaley=False)

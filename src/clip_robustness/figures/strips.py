@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -48,6 +49,42 @@ def categories(axes: Axes, titles: Sequence[str], places: Sequence[float] = (), 
     axes.set_ylim((len(titles) - 1 if end is None else end) + 0.6, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
+
+
+# Zero-shot CLIPs and the classifiers they are compared with.
+COUNTERPARTS = ("clip_zero_shot", "standard", "more_data")
+
+
+def looks(values: pd.DataFrame) -> list[tuple[str, str]]:
+    """(group, family) of CLIPs and their supervised counterparts: the models of the same architecture families."""
+    present = set(zip(values["group"], values["family"], strict=True))
+    families = {family for group, family in present if group == "clip_zero_shot"} or {family for _, family in present}
+    return [(g, f) for f in style.FAMILIES if f in families for g in COUNTERPARTS if (g, f) in present]
+
+
+def rows(axes: Axes, values: pd.DataFrame, column: str, names: Sequence[str], shown: Sequence[tuple[str, str]]) -> None:
+    """One place of the y axis for each of `names`, as `column` has them, and in it one `mean` for each look."""
+    step = 0.84 / max(len(shown), 1)
+    for place, name in enumerate(names):
+        for number, (group, family) in enumerate(shown):
+            some = values[(values[column] == name) & (values["group"] == group) & (values["family"] == family)]
+            if len(some):
+                own = tuple(some[["low", "high"]].iloc[0])
+                at = place - 0.42 + step * (number + 0.5)
+                mean(axes, some["value"].to_numpy(), at, group, own, 0.7 * step, marker=style.marker(family))
+    for edge in range(1, len(names)):
+        axes.axhline(edge - 0.5, color="#E6E6E6", linewidth=0.5, zorder=0)
+
+
+def look_handles(values: pd.DataFrame, shown: Sequence[tuple[str, str]]) -> list[Line2D]:
+    """Legend entries of looks, with their numbers of models."""
+    count = values.groupby(["group", "family"])["model"].nunique()
+    return [
+        Line2D([], [], linestyle="none", marker=style.marker(family), markersize=4.5, color=style.color(group),
+               markeredgecolor="black", markeredgewidth=0.6,
+               label=f"{style.GROUPS[group][0]}, {style.FAMILIES[family][0]} ({count[group, family]})")
+        for group, family in shown
+    ]  # fmt: skip
 
 
 def pearson_interval(r: float, n: int) -> tuple[float, float]:

@@ -22,6 +22,11 @@ MEASURED = {
     "retrieval": ("retrieval", ("image_recall@1", "text_recall@1")),
     "ood_detection": ("ood", ("auroc",)),
     "prompts": ("prompts", ("accuracy", "auroc")),
+    "natural_shifts": ("effective_robustness", ("effective_robustness",)),
+    "synthetic_shifts": ("synthetic", ("retention",)),
+    "adversarial": ("adversarial", ("accuracy",)),
+    "typographic": ("typographic", ("accuracy",)),
+    "data_overlap": ("data_overlap", ("gain", "overlap_share")),
 }
 # Figures whose captions have places of their own.
 _OWN = {"claims": claims.caption_numbers, "reproduction": reproduction.caption_numbers}
