@@ -21,6 +21,7 @@ from clip_robustness.core.gating import page
 from clip_robustness.core.io import InputError, sha256_file
 from clip_robustness.core.provenance import code_hash
 from clip_robustness.core.registry import load_study
+from clip_robustness.core.schema import load_yaml
 
 try:
     study = load_study(config, ROOT)
@@ -59,6 +60,10 @@ TABLES_OF_METRIC = (
     "factors",
     "retrieval",
     "prompts",
+    "typographic",
+    "adversarial",
+    "data_overlap",
+    "overlap_thresholds",
 )
 
 
@@ -75,10 +80,15 @@ wildcard_constraints:
     spec=one_of(PIXEL_SPECS),
     metric=one_of(TABLES_OF_METRIC),
     figure=one_of(config["figures"]),
+    attack=one_of(config["attacks"]["names"]),
 
 
 def of_family(*families):
     return one_of(n for n, d in study.datasets.items() if d.family in families)
+
+
+def of_role(*roles):
+    return one_of(n for n, d in study.datasets.items() if d.role in roles)
 
 
 def of_weights(*schemes):
@@ -104,7 +114,10 @@ def download_json(wildcards, output):
 def dataset_json(wildcards):
     """What decides a data set's index."""
     dataset = study.datasets[wildcards.dataset]
-    known = {"name": dataset.name, "family": dataset.family, "images": dataset.images}
+    images = (
+        None if dataset.derive else dataset.images
+    )  # what is made has as many as there are
+    known = {"name": dataset.name, "family": dataset.family, "images": images}
     wanted = ("path", "options")
     return json.dumps(
         {**known, **{k: v for k, v in dataset.details.items() if k in wanted}},
@@ -178,12 +191,25 @@ def sources_of_dataset(wildcards):
         missing_page()
     if dataset.hub:
         return [f"<resources>/hub/{name}"]
+    if dataset.derive:
+        return [f"<resources>/archives/{name}/{name}.tar"]
     return [f"<resources>/archives/{name}/{file}" for file in ARCHIVES[name]]
 
 
 def annotated_index(wildcards):
     """The index of the images that an annotation is about."""
     return f"<resources>/index/{study.datasets[wildcards.dataset].annotates}.parquet"
+
+
+def needed_index(wildcards):
+    """The index of the images that a data set is made from."""
+    return f"<resources>/index/{study.datasets[wildcards.dataset].needs}.parquet"
+
+
+def targets_of_dataset(wildcards):
+    """The record of the words that are printed, where there is one."""
+    targets = study.datasets[wildcards.dataset].derive.get("targets")
+    return str(HERE / targets) if targets else []
 
 
 def all_data():
@@ -258,6 +284,33 @@ def templates_of_set(wildcards):
     return entry
 
 
+def searched_on(pattern):
+    """A file of the data set that a prompt set is searched on."""
+
+    def file(wildcards):
+        name = study.searches[wildcards.prompts]["dataset"]
+        labels = study.datasets[name].labels
+        return pattern.format(model=wildcards.model, dataset=name, labels=labels)
+
+    return file
+
+
+def search_options(wildcards):
+    settings = study.searches[wildcards.prompts]
+    return shlex.join(
+        w for k, v in settings.items() if k != "dataset" for w in (f"--{k}", str(v))
+    )
+
+
+def searched_prompts(wildcards):
+    is_searched = wildcards.prompts in study.searches
+    return (
+        f"<results>/prompts/{wildcards.model}/{wildcards.prompts}.txt"
+        if is_searched
+        else []
+    )
+
+
 PIXELS = (
     "inference.pixels",
     "inference.images",
@@ -317,20 +370,71 @@ def partner(pattern):
     return file
 
 
+def released_labels(wildcards):
+    """The same classes as released code filled them, where there is a label space of that name."""
+    name = f"{study.datasets[wildcards.dataset].labels}_zero"
+    return f"<resources>/labels/{name}.json" if name in study.label_spaces else []
+
+
+def source(pattern):
+    """A file of the data set that another one is made from, or nothing where the study has it not."""
+
+    def file(wildcards):
+        name = study.datasets[wildcards.dataset].needs
+        if name not in study.datasets or not study.answers(wildcards.model, name):
+            return []
+        return pattern.format(model=wildcards.model, source=name)
+
+    return file
+
+
+def words(value):
+    """A path, or several, as words of a shell command."""
+    return shlex.join([value] if isinstance(value, str) else value)
+
+
+def corpora(pattern):
+    return [pattern.format(corpus=name) for name in study.overlap.get("corpora", ())]
+
+
+def copied(pattern):
+    """A file of the data set whose copies the threshold is chosen on."""
+    name = study.overlap.get("copies", "")
+    return pattern.format(source=study.datasets[name].needs if name else "")
+
+
+def control_of(wildcards):
+    control = study.overlap["controls"].get(wildcards.dataset)
+    return f"--control {control}" if control else ""
+
+
+def planted(wildcards):
+    """Of a test set whose copies were planted in a corpus: the index of those."""
+    if study.overlap["controls"].get(wildcards.dataset) != "planted":
+        return []
+    names = [
+        n
+        for n in study.overlap["corpora"]
+        if study.datasets[n].needs == wildcards.dataset
+    ]
+    return expand("<resources>/index/{name}.parquet", name=names[:1])
+
+
 def optional(*names):
     """Command-line options for those of a rule's named inputs that are there."""
 
     def options(wildcards, input):
         there = [name for name in names if input.get(name)]
         return " ".join(
-            f"--{name.replace('_', '-')} {shlex.quote(str(input[name]))}"
-            for name in there
+            f"--{name.replace('_', '-')} {words(input[name])}" for name in there
         )
 
     return options
 
 
 def metric_files(wildcards):
+    if wildcards.metric == "overlap_thresholds":
+        return ["<results>/overlap_threshold.json"]
     return [
         f"<results>/metrics/{wildcards.metric}/{m}/{d}.json"
         for m, d in study.measured(wildcards.metric)
@@ -344,6 +448,17 @@ def world_json(wildcards):
     classes = study.label_spaces[dataset.labels]["classes"]
     facts = {"name": dataset.name, "images": images, "classes": classes}
     return json.dumps({**facts, **dataset.details["world"]}, sort_keys=True)
+
+
+def corrupted_index(wildcards):
+    """The rendered images that are corrupted."""
+    return f"<resources>/index/{study.datasets[wildcards.dataset].details['corrupt']}.parquet"
+
+
+def corrupted_images(wildcards):
+    """Of each of the 15 types and 5 severities."""
+    images = study.datasets[wildcards.dataset].images
+    return max(1, round(images * config["scale"] / 75))
 
 
 def pool_of_dataset(wildcards):
@@ -413,6 +528,7 @@ def fit_options():
             fit["population"],
             *sources,
             *(["--reference", ID] if ID else []),
+            *(["--natural", *natural_shifts()] if natural_shifts() else []),
         ]
     )
 
@@ -425,6 +541,61 @@ def captions_folder(wildcards, input):
     return str(Path(input.captions[0]).parent)
 
 
+SETTINGS = load_yaml(ROOT / config["attacks"]["table"]) if study.attacked else {}
+
+
+def settings_of_attack(wildcards):
+    """Those of the table, with those that the study replaces."""
+    changed = config["attacks"]["settings"].get(wildcards.attack, {})
+    return {**SETTINGS[wildcards.attack], **changed}
+
+
+def attack_json(wildcards):
+    return json.dumps(settings_of_attack(wildcards), sort_keys=True)
+
+
+def transfers(wildcards):
+    return bool(settings_of_attack(wildcards).get("substitute"))
+
+
+def substitute(pattern):
+    """A file of the model whose gradients an attack uses, or nothing where it uses the victim's own."""
+
+    def file(wildcards):
+        name = config["attacks"]["substitute"]
+        return (
+            pattern.format(weights=study.weights_of(name), model=name)
+            if transfers(wildcards)
+            else []
+        )
+
+    return file
+
+
+def substitute_json(wildcards, input):
+    """Nothing ({}) for an attack that needs no substitute."""
+    if not transfers(wildcards):
+        return "{}"
+    model = study.models[config["attacks"]["substitute"]]
+    weights = str(Path(input.substitute_weights).parent)
+    facts = {
+        "weights": weights,
+        "library": model.library,
+        "preprocess": model.preprocess,
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+def attack_ids():
+    ids = config["attacks"]["ids"]
+    return f"--ids {shlex.quote(str(HERE / ids))}" if ids else ""
+
+
+def minutes_of_attack(wildcards):
+    """A quarter of an hour, and as many passes over the images as the strongest attacks make."""
+    return minutes_of_images(wildcards, 10_000 * config["attacks"]["images"])
+
+
 FIGURE_TABLES = {
     "effective_robustness": ("accuracy", "models", "baselines", "effective_robustness"),
     "shape_bias": ("shape_bias", "models"),
@@ -433,10 +604,32 @@ FIGURE_TABLES = {
     "retrieval": ("retrieval", "accuracy", "models"),
     "ood_detection": ("ood", "accuracy", "models"),
     "prompts": ("prompts", "models"),
+    "natural_shifts": ("accuracy", "effective_robustness", "synthetic", "models"),
+    "synthetic_shifts": ("synthetic", "models"),
+    "adversarial": ("adversarial", "models"),
+    "typographic": ("typographic", "models"),
+    "data_overlap": ("data_overlap", "overlap_thresholds", "models"),
     "six_factors": ("six_factors",),
     "claims": ("claims",),
     "reproduction": ("reproduction", "models"),
 }
+
+
+def table_if_measured(name):
+    return [f"<results>/tables/{name}.parquet"] if study.measured(name) else []
+
+
+def shift_options():
+    """The synthetic shifts, their yardsticks, and the models of the baseline."""
+    shifts, fit, normaliser = config["shifts"], config["fit"], config["normaliser"]
+    return shlex.join(
+        [
+            *("--shifts", *(shifts or study.synthetic_shifts)),
+            *("--reference", ID or "imagenet_val", "--population", fit["population"]),
+            *(["--sources", *fit["sources"]] if fit["sources"] else []),
+            *(["--normaliser", normaliser] if normaliser else []),
+        ]
+    )
 
 
 def tables_of_figure(wildcards):
@@ -452,7 +645,8 @@ def measured_tables():
     """Tables that are gathered from metrics, or imported."""
     if config["published"]:
         return ["accuracy", "shape_bias", "factors", "retrieval"]
-    return [metric for metric in TABLES_OF_METRIC if study.measured(metric)]
+    tables = [metric for metric in TABLES_OF_METRIC[:-1] if study.measured(metric)]
+    return tables + ["overlap_thresholds"] * bool(study.overlap)
 
 
 def base_tables():
@@ -460,6 +654,8 @@ def base_tables():
     names = [*measured_tables(), "models"]
     if "accuracy" in names:
         names += ["baselines", "effective_robustness"]
+    if study.synthetic_shifts or config["shifts"]:
+        names += ["synthetic"]
     if "factors" in names:
         names += ["factor_fits", "factor_robustness"]
     return [f"<results>/tables/{name}.parquet" for name in names]
@@ -526,8 +722,13 @@ def factor_patterns():
     return shlex.join([w for o, names in options.items() if names for w in (o, *names)])
 
 
+def natural_shifts():
+    roles = ("natural_shift", "video_shift")
+    return [n for n, d in study.datasets.items() if d.role in roles]
+
+
 def six_factors_options():
-    natural = [n for n, d in study.datasets.items() if d.role == "natural_shift"]
+    natural = natural_shifts()
     return shlex.join(
         [
             *(["--reference", ID] if ID else []),

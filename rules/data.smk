@@ -45,6 +45,33 @@ rule fetch_hub:
         " --out {output:q} 2>&1 | tee {log:q}"
 
 
+rule derive_dataset:
+    input:
+        index=needed_index,
+        labels=labels_of_dataset,
+        targets=targets_of_dataset,
+    output:
+        "<resources>/archives/{dataset}/{dataset}.tar",
+    log:
+        "<logs>/derive_dataset/{dataset}.log",
+    wildcard_constraints:
+        dataset=one_of([n for n, d in study.datasets.items() if d.derive]),
+    conda:
+        "../envs/data.yaml"
+    threads: config["threads"]
+    params:
+        derive=lambda wildcards: json.dumps(
+            study.datasets[wildcards.dataset].derive, sort_keys=True
+        ),
+        targets=optional("targets"),
+        code=lambda wildcards: code_hash(
+            f"data.{study.datasets[wildcards.dataset].derive['by']}"
+        ),
+    shell:
+        "python -m clip_robustness derive --entry {params.derive:q} --index {input.index:q}"
+        " --labels {input.labels:q} {params.targets} --workers {threads} --out {output:q} 2>&1 | tee {log:q}"
+
+
 rule index_dataset:
     input:
         sources=sources_of_dataset,

@@ -15,6 +15,12 @@ rule measure_accuracy:
         predictions="<results>/predictions/{model}/{dataset}.parquet",
     log:
         "<logs>/measure_accuracy/{model}/{dataset}.log",
+    wildcard_constraints:
+        dataset=one_of(
+            n
+            for n, d in study.datasets.items()
+            if d.role not in ("video_shift", "corruption", "corruption_3d")
+        ),
     conda:
         "../envs/metrics.yaml"
     params:
@@ -26,6 +32,91 @@ rule measure_accuracy:
         "python -m clip_robustness measure-accuracy --embeddings {input.embeddings:q} --index {input.index:q}"
         " --labels {input.labels:q} {params.options} --out {output.metrics:q}"
         " --predictions {output.predictions:q} 2> {log:q}"
+
+
+rule measure_video:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        index="<resources>/index/{dataset}.parquet",
+        labels=labels_of_dataset,
+        released_labels=released_labels,
+        head=head_of(),
+        reference_embeddings=partner("<results>/embeddings/{model}/{partner}.npy"),
+        reference_index=partner("<resources>/index/{partner}.parquet"),
+        reference_labels=partner("<resources>/labels/{labels}.json"),
+    output:
+        metrics="<results>/metrics/accuracy/{model}/{dataset}.json",
+        predictions="<results>/predictions/{model}/{dataset}.parquet",
+    log:
+        "<logs>/measure_video/{model}/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_role("video_shift"),
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional(
+            "head",
+            "released_labels",
+            "reference_embeddings",
+            "reference_index",
+            "reference_labels",
+        ),
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.video"),
+    shell:
+        "python -m clip_robustness measure-video --embeddings {input.embeddings:q} --index {input.index:q}"
+        " --labels {input.labels:q} {params.options} --seed {params.seed} --resamples {params.resamples}"
+        " --out {output.metrics:q} --predictions {output.predictions:q} 2> {log:q}"
+
+
+rule measure_corruption:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        index="<resources>/index/{dataset}.parquet",
+        labels=labels_of_dataset,
+        head=head_of(),
+    output:
+        "<results>/metrics/accuracy/{model}/{dataset}.json",
+    log:
+        "<logs>/measure_corruption/{model}/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_role("corruption", "corruption_3d"),
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional("head"),
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.corruption"),
+    shell:
+        "python -m clip_robustness measure-corruption --embeddings {input.embeddings:q}"
+        " --index {input.index:q} --labels {input.labels:q} {params.options} --seed {params.seed}"
+        " --resamples {params.resamples} --out {output:q} 2> {log:q}"
+
+
+rule measure_typographic:
+    input:
+        embeddings="<results>/embeddings/{model}/{dataset}.npy",
+        index="<resources>/index/{dataset}.parquet",
+        labels=labels_of_dataset,
+        head=head_of(),
+        source_embeddings=source("<results>/embeddings/{model}/{source}.npy"),
+        source_index=source("<resources>/index/{source}.parquet"),
+    output:
+        "<results>/metrics/typographic/{model}/{dataset}.json",
+    log:
+        "<logs>/measure_typographic/{model}/{dataset}.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=optional("head", "source_embeddings", "source_index"),
+        seed=config["seed"],
+        code=code_hash("metrics.typographic"),
+    shell:
+        "python -m clip_robustness measure-typographic --embeddings {input.embeddings:q}"
+        " --index {input.index:q} --labels {input.labels:q} {params.options} --seed {params.seed}"
+        " --out {output:q} 2> {log:q}"
 
 
 rule fit_temperature:

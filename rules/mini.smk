@@ -20,6 +20,29 @@ rule render_world:
         " --index {output.index:q} --geometry {output.geometry:q} 2> {log:q}"
 
 
+rule corrupt_world:
+    input:
+        corrupted_index,
+    output:
+        archive="<resources>/archives/{dataset}.tar",
+        index="<resources>/index/{dataset}.parquet",
+    log:
+        "<logs>/corrupt_world/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_family("mini_corrupted"),
+    conda:
+        "../envs/torch.yaml"
+    params:
+        images=corrupted_images,
+        seed=lambda wildcards: study.datasets[wildcards.dataset].details["options"][
+            "seed"
+        ],
+        code=code_hash("mini.corruptions"),
+    shell:
+        "python -m clip_robustness corrupt-world --index {input:q} --out-archive {output.archive:q}"
+        " --out-index {output.index:q} --images {params.images} --seed {params.seed} 2> {log:q}"
+
+
 rule filter_misclassified:
     input:
         unpack(pool_of_dataset),

@@ -61,6 +61,30 @@ rule fit_baselines:
         " {params.options} --seed {params.seed} --resamples {params.resamples} 2> {log:q}"
 
 
+rule summarise_shifts:
+    input:
+        accuracy="<results>/tables/accuracy.parquet",
+        models="<results>/tables/models.parquet",
+        adversarial=table_if_measured("adversarial"),
+    output:
+        parquet="<results>/tables/synthetic.parquet",
+        csv="<results>/tables/synthetic.csv",
+    log:
+        "<logs>/summarise_shifts.log",
+    conda:
+        "../envs/metrics.yaml"
+    params:
+        options=shift_options(),
+        adversarial=optional("adversarial"),
+        seed=config["seed"],
+        resamples=config["resamples"],
+        code=code_hash("metrics.corruption"),
+    shell:
+        "python -m clip_robustness summarise-shifts --accuracy {input.accuracy:q} --models {input.models:q}"
+        " {params.adversarial} {params.options} --seed {params.seed} --resamples {params.resamples}"
+        " --out {output.parquet:q} 2> {log:q}"
+
+
 rule fit_factors:
     input:
         factors="<results>/tables/factors.parquet",

@@ -69,10 +69,50 @@ rule write_label_space:
         " {params.base} --out {output:q} 2> {log:q}"
 
 
+rule search_prompts:
+    input:
+        weights=weights_of_model,
+        embeddings=searched_on("<results>/embeddings/{model}/{dataset}.npy"),
+        index=searched_on("<resources>/index/{dataset}.parquet"),
+        labels=searched_on("<resources>/labels/{labels}.json"),
+    output:
+        "<results>/prompts/{model}/{prompts}.txt",
+    log:
+        "<logs>/search_prompts/{model}/{prompts}.log",
+    benchmark:
+        "<benchmarks>/search_prompts/{model}/{prompts}.tsv"
+    wildcard_constraints:
+        prompts=one_of(study.searches),
+    conda:
+        "../envs/torch.yaml"
+    threads: config["threads"]
+    resources:
+        gpu=GPUS,
+        mem_mb=memory_of_model,
+        runtime=minutes_of_prompts,
+    params:
+        weights=subpath(input.weights, parent=True),
+        search=search_options,
+        precision=config["precision"],
+        seed=config["seed"],
+        code=code_hash(
+            "inference.prompt_search",
+            "inference.heads",
+            "inference.load",
+            "core.features",
+            imports=False,
+        ),
+    shell:
+        "python -m clip_robustness search-prompts --weights {params.weights:q} --embeddings {input.embeddings:q}"
+        " --index {input.index:q} --labels {input.labels:q} {params.search} --seed {params.seed}"
+        " --precision {params.precision} --out {output:q} 2>&1 | tee {log:q}"
+
+
 rule build_heads:
     input:
         weights=weights_of_model,
         labels=expand("<resources>/labels/{space}.json", space=study.base_spaces),
+        searched=searched_prompts,
     output:
         expand(
             "<results>/heads/{{model}}/{{prompts}}.{space}.npz",
@@ -95,12 +135,13 @@ rule build_heads:
         precision=config["precision"],
         weights=subpath(input.weights, parent=True),
         folder=subpath(output[0], parent=True),
+        searched=optional("searched"),
         work=store("heads"),
         code=code_hash("inference.heads", "inference.load", imports=False),
     shell:
         "python -m clip_robustness heads --weights {params.weights:q} --prompts {params.table:q}"
         " --names {wildcards.prompts} --labels {input.labels:q} --out {params.folder:q}"
-        " --work {params.work:q} --precision {params.precision} 2>&1 | tee {log:q}"
+        " --work {params.work:q} --precision {params.precision} {params.searched} 2>&1 | tee {log:q}"
 
 
 rule encode_captions:

@@ -62,6 +62,8 @@ _DECODING = (
     Option("decode", str, "exact, or fast: one level of 255 apart, rarely two", "exact"),
 )
 _PRECISION = Option("precision", str, "auto, fp32 or bf16", "auto")
+_PARTNER = tuple(Option(f"reference-{name}", default=None) for name in ("embeddings", "index", "labels"))
+_POPULATION = Option("population", str, "group of the models that the baseline is fitted on", "standard")
 _SEED = Option("seed", int, "seed of the bootstrap", 0)
 _RESAMPLES = Option("resamples", int, "bootstrap resamples", 1000)
 
@@ -117,6 +119,16 @@ VERBS = {
         "data.hub:fetch_hub",
         "take a data set from the model hub",
         (_DATASET, Option("lock", help="file that pins revision and checksums"), Option("out")),
+    ),
+    "derive": Verb(
+        "data.derive:derive_dataset",
+        "make a data set from another one's images",
+        (
+            Option("entry", json.loads, "its field `derive` of datasets.yaml, as JSON"),
+            *_paths("index", "labels", "out"),
+            Option("targets", help="record of the words that are printed", default=None),
+            Option("workers", int, "processes", 1),
+        ),
     ),
     "index": Verb(
         "data.index:build_index",
@@ -178,6 +190,7 @@ VERBS = {
             Option("prompts", help="prompts.yaml"),
             Option("names", str, "prompt sets", many=True),
             Option("labels", help="base label spaces (.json)", many=True),
+            Option("searched", help="templates of a set that is searched for", default=None),
             *_paths("out", "work"),
             _PRECISION,
         ),
@@ -202,12 +215,118 @@ VERBS = {
     "measure-accuracy": Verb(
         "metrics.accuracy:measure_accuracy",
         "top-1 accuracy on a data set and on its in-distribution partner",
+        (*_LOGITS, *_PARTNER, *_paths("out", "predictions")),
+    ),
+    "measure-video": Verb(
+        "metrics.video:measure_video",
+        "pm-0 and pm-10 accuracy on sets of frames",
         (
             *_LOGITS,
-            Option("reference-embeddings", default=None),
-            Option("reference-index", default=None),
-            Option("reference-labels", default=None),
+            Option("released-labels", help="the label space as released code filled it", default=None),
+            *_PARTNER,
+            *(_SEED, _RESAMPLES),
             *_paths("out", "predictions"),
+        ),
+    ),
+    "measure-corruption": Verb(
+        "metrics.corruption:measure_corruption",
+        "accuracy by corruption and severity",
+        (*_LOGITS, _SEED, _RESAMPLES, Option("out")),
+    ),
+    "summarise-shifts": Verb(
+        "metrics.corruption:summarise_corruptions",
+        "accuracy, retention, effective robustness and corruption errors of synthetic shifts",
+        (
+            *_paths("accuracy", "models", "out"),
+            Option("shifts", str, "NAME, or NAME=PART+PART", many=True),
+            Option("reference", str, "the in-distribution data set"),
+            Option("adversarial", help="table of attacks", default=None),
+            Option("normaliser", str, "model whose errors corruption errors are divided by (AlexNet's)", None),
+            _POPULATION,
+            Option("sources", str, "sources of the accuracies (all)", None, many=True),
+            _SEED,
+            _RESAMPLES,
+        ),
+    ),
+    "measure-typographic": Verb(
+        "metrics.typographic:measure_typographic",
+        "accuracy and attack success on images with a printed wrong word",
+        (
+            *_LOGITS,
+            Option("source-embeddings", help="of the images without the word", default=None),
+            Option("source-index", default=None),
+            _SEED,
+            Option("out"),
+        ),
+    ),
+    "attack": Verb(
+        "inference.attack:attack_images",
+        "one adversarial attack on one model",
+        (
+            Option("model", str),
+            Option("attack", str, "its name in the table of attacks"),
+            Option("library", str),
+            Option("preprocess", str, "its preprocessing spec"),
+            *_paths("weights", "index", "labels"),
+            Option("head", default=None),
+            Option("settings", json.loads, "of the attack, as JSON"),
+            Option("substitute", json.loads, "weights, library and preprocess of the other model, as JSON", None),
+            Option("images", int, "how many", 1000),
+            Option("ids", help="file that lists the images in order", default=None),
+            Option("eps-space", str, "pixel or normalized", "pixel"),
+            Option("seed", int, "of every random draw", 0),
+            *_paths("out", "work"),
+        ),
+    ),
+    "measure-adversarial": Verb(
+        "metrics.adversarial:measure_adversarial",
+        "accuracy under attack and smallest perturbations, of one model",
+        (Option("attacks", help="results of `attack`", many=True), Option("out")),
+    ),
+    "find-duplicates": Verb(
+        "inference.duplicates:find_duplicates",
+        "the nearest image of training corpora for every test image",
+        (
+            *_paths("embeddings", "index"),
+            Option("references", help="features of corpora: .npy, or folders of them", many=True),
+            Option("names", str, "of the corpora", (), many=True),
+            Option("indexes", help="of corpora made by this project", default=(), many=True),
+            Option("out"),
+        ),
+    ),
+    "choose-threshold": Verb(
+        "metrics.overlap:choose_threshold",
+        "the similarity above which two images are copies, from planted ones",
+        (
+            *_paths("copies", "copies-index", "sources", "sources-index", "out"),
+            Option("false-positives", float, "share of distinct images that may pass", 0.001),
+            _SEED,
+        ),
+    ),
+    "measure-overlap": Verb(
+        "metrics.overlap:measure_overlap",
+        "accuracy on all images, on clean ones and on those that stand in a corpus",
+        (
+            *_paths("predictions", "matches", "threshold", "out"),
+            Option("tests", int, "tests made side by side", 1),
+            Option("control", str, "planted, disjoint or none", ""),
+            Option("copies-index", default=None),
+            _SEED,
+        ),
+    ),
+    "search-prompts": Verb(
+        "inference.prompt_search:search_prompts",
+        "search a CLIP's prompts for tokens that raise its accuracy",
+        (
+            *_paths("weights", "embeddings", "index", "labels", "out"),
+            Option("tokens", int, "learned tokens before the class name", 4),
+            Option("steps", int, "of the search", 200),
+            Option("candidates", int, "prompts tried in a step", 32),
+            Option("keep", int, "prompts to keep", 5),
+            Option("images", int, "used, half of them held out", 10_000),
+            Option("start", str, "words that the tokens begin as", "a photo of a"),
+            Option("seed", int, "of the search", 0),
+            _PRECISION,
         ),
     ),
     "fit-temperature": Verb(
@@ -246,7 +365,7 @@ VERBS = {
         "fit factor accuracy on overall accuracy; effective robustness by factor",
         (
             *_paths("factors", "models", "fits", "out"),
-            Option("population", str, "group of the models to fit", "standard"),
+            _POPULATION,
             Option("only", str, "patterns of their names (default: any)", (), many=True),
             Option("without", str, "patterns of names to leave out", (), many=True),
             _SEED,
@@ -336,7 +455,8 @@ VERBS = {
         (
             *_paths("accuracy", "models", "baselines", "out"),
             Option("reference", str, "in-distribution data set (default: the one named *_val)", None),
-            Option("population", str, "group of models that the line is fitted on", "standard"),
+            Option("natural", str, "the natural shifts of the average", None, many=True),
+            _POPULATION,
             Option("sources", str, "sources of their accuracies (default: all)", None, many=True),
             _SEED,
             _RESAMPLES,
@@ -380,6 +500,15 @@ VERBS = {
             Option("world", json.loads, "its settings, as JSON"),
             *_paths("archive", "index"),
             Option("geometry", help="depth, normals and masks (.npz)", default=None),
+        ),
+    ),
+    "corrupt-world": Verb(
+        "mini.corruptions:write_corrupted",
+        "corrupt rendered images by every type at every severity",
+        (
+            *_paths("index", "out-archive", "out-index"),
+            Option("images", int, "corrupted images of each setting"),
+            Option("seed", int, "of the corruptions", 0),
         ),
     ),
     "filter-misclassified": Verb(

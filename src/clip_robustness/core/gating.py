@@ -1,6 +1,7 @@
 """Data that no program may fetch unasked: what is missing, what to type, and what can be made without it."""
 
 import dataclasses
+from typing import Any
 
 from clip_robustness.core.io import InputError
 from clip_robustness.core.schema import stop
@@ -11,8 +12,9 @@ def without_unavailable(study: Study) -> Study:
     """The study that can be made today, with `remarks` on what is missing and what stands in for it.
 
     An in-distribution set that is missing is replaced by the first shift that has all classes of the base space
-    (ImageNet-V2 for ImageNet validation): a fresh sample of the same classes. A figure whose metrics have no data
-    set left is dropped. Errors: `InputError` when nothing is left.
+    (ImageNet-V2 for ImageNet validation): a fresh sample of the same classes. A list of its images that are attacked
+    goes with it, and overlap is looked for in what is left. A figure whose metrics have no data set left is dropped.
+    Errors: `InputError` when nothing is left, or when prompts are searched on what is missing.
     """
     missing = study.unavailable
     if not missing:
@@ -26,6 +28,12 @@ def without_unavailable(study: Study) -> Study:
         config["id_dataset"] = fresh[0] if fresh else ""
         instead = f"{fresh[0]} stands in for it" if fresh else "none stands in for it"
         remarks.append(f"the in-distribution set {study.id_dataset} is not available: {instead}")
+        if ids := config["attacks"]["ids"]:
+            config["attacks"] = {**config["attacks"], "ids": ""}
+            remarks.append(f"{ids} lists images of it: others are attacked, chosen by the seed")
+    config["overlap"] = _overlap_in(study, set(kept))
+    searches = {name: search["dataset"] for name, search in study.searches.items()}
+    stop([f"prompt set '{name}': {source} is not available" for name, source in searches.items() if source in missing])
     rest = dataclasses.replace(study, config=config, datasets=kept)
     config["figures"] = [f for f in config["figures"] if _can_draw(rest, f)]
     for figure in study.config["figures"]:
@@ -34,6 +42,15 @@ def without_unavailable(study: Study) -> Study:
     if not config["figures"] and study.config["figures"]:
         stop([*remarks, "nothing is left of this study; see `python -m clip_robustness doctor`"])
     return dataclasses.replace(rest, skipped=missing, remarks=tuple(remarks))
+
+
+def _overlap_in(study: Study, kept: set[str]) -> dict[str, Any]:
+    """The config's search for overlap among the data sets that are there; no detector where nothing can be found."""
+    overlap = dict(study.config["overlap"])
+    for field in ("datasets", "corpora"):
+        overlap[field] = [name for name in overlap[field] if name in kept]
+    whole = overlap["datasets"] and overlap["copies"] in kept and (overlap["corpora"] or overlap["vectors"])
+    return overlap if whole else {**overlap, "detector": ""}
 
 
 def _can_draw(study: Study, figure: str) -> bool:
@@ -47,7 +64,7 @@ def page(study: Study) -> str:
     """What is missing, where to get it, what to type, and which figures can be made without it."""
     missing = study.unavailable
     roots = [name for name, dataset in missing.items() if not waits_for_another(study, name)]
-    blocking = [name for name in roots if any(study.datasets[n].metrics for n in _with_annotations(study, name))]
+    blocking = [name for name in roots if any(study.datasets[n].metrics for n in _with_dependents(study, name))]
     lines = [f"The study '{study.name}' needs data that no program may fetch unasked."]
     for name in sorted(roots, key=lambda name: name not in blocking):
         lines += ["", *_entry(study, name)]
@@ -57,8 +74,8 @@ def page(study: Study) -> str:
 
 
 def waits_for_another(study: Study, name: str) -> bool:
-    """Whether nothing but the data set that it annotates is missing."""
-    return study.datasets[name].annotates in study.unavailable
+    """Whether nothing but the data set that it annotates, or that it is made from, is missing."""
+    return study.datasets[name].needs in study.unavailable
 
 
 def what_to_type(study: Study, names: list[str]) -> list[str]:
@@ -71,7 +88,7 @@ def what_to_type(study: Study, names: list[str]) -> list[str]:
 
 def _entry(study: Study, name: str) -> list[str]:
     dataset = study.datasets[name]
-    names = _with_annotations(study, name)
+    names = _with_dependents(study, name)
     shown = [f for f in study.config["figures"] if any(f in study.figures_of(n) for n in names)]
     facts = {
         "licence": dataset.licence,
@@ -82,9 +99,9 @@ def _entry(study: Study, name: str) -> list[str]:
     return [f"{name}: {dataset.title}", *(f"    {key + ':':<9} {text}" for key, text in facts.items() if text)]
 
 
-def _with_annotations(study: Study, name: str) -> list[str]:
-    """A data set and its annotations."""
-    return [name, *(n for n, dataset in study.datasets.items() if dataset.annotates == name)]
+def _with_dependents(study: Study, name: str) -> list[str]:
+    """A data set, its annotations, and what is made from it."""
+    return [name, *(n for n in study.unavailable if study.datasets[n].needs == name)]
 
 
 def _figures_without(study: Study) -> list[str]:

@@ -99,6 +99,11 @@ class Preprocessing:
         assert size is not None, "parse() lets no spec of unknown size through"
         return size
 
+    @property
+    def of_cropped(self) -> "Preprocessing":
+        """For images that were cropped when they were made, such as ImageNet-C: resized to the size, none cut again."""
+        return dataclasses.replace(self, shorter_side=None, squash=self.size, crop=None)
+
     def _pixel_operations(self) -> list[str]:
         operations = [f"border_crop({self.border})"] if self.border else []
         if self.shorter_side is not None:

@@ -20,7 +20,7 @@ from clip_robustness.core.study import Dataset, Model, Study
 
 # A family is a file of the data wing, so it is known without importing that wing; the mini study has two more.
 ADAPTERS = Path(__file__).resolve().parents[1] / "data" / "adapters"
-MADE_HERE = ("mini_world", "mini_filtered", "mini_factors")
+MADE_HERE = ("mini_world", "mini_filtered", "mini_factors", "mini_corrupted")
 NUMBERS = {"train_images": int, "params_m": float, "gflops": float, "image_size": int, "top1": float}
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -50,19 +50,70 @@ def load_study(config: Mapping[str, Any], root: Path) -> Study:
         if name not in models:
             problems.append(f"{where}, prompts.models: {unknown(name, models, config['models']['table'])}")
     _check_id_dataset(config, used, f"{where}, field 'id_dataset'", problems)
-    for field in ("local", "accept"):
-        for name in config[field]:
-            if name not in datasets:
-                problems.append(f"{where}, {field}: {unknown(name, datasets, config['datasets']['table'])}")
+    told = {"local": config["local"], "accept": config["accept"], "overlap.controls": config["overlap"]["controls"]}
+    for field, names in told.items():
+        for name in [name for name in names if name not in datasets]:
+            problems.append(f"{where}, {field}: {unknown(name, datasets, config['datasets']['table'])}")
     for model in chosen.values():
         for needed in sorted(_made_from(model) - set(chosen)):
             problems.append(f"{where}, models: '{model.model}' is made from '{needed}', which is left out")
     for name, dataset in used.items():
-        if dataset.annotates and dataset.annotates not in used:
-            problems.append(f"{where}, datasets: '{name}' annotates '{dataset.annotates}', which is left out")
+        if dataset.needs and dataset.needs not in used:
+            how = "annotates" if dataset.annotates else "is made from"
+            problems.append(f"{where}, datasets: '{name}' {how} '{dataset.needs}', which is left out")
+        known = set().union(*sets.values())
+        for group in [group for group in dataset.models if group not in known]:
+            fault = unknown(group, known, config["models"]["definitions"], "set")
+            problems.append(f"{config['datasets']['table']}, datasets.{name}.models: {fault}")
+    for name in wanted:
+        entry = prompts.get(name)
+        source = entry.get("search", {}).get("dataset", "") if isinstance(entry, dict) else ""
+        if source and source not in used:
+            problems.append(f"{config['prompts']['table']}, {name}: {unknown(source, used, 'this study', 'data set')}")
+    problems += _faults_of_attacks(config, chosen, sets, root, where)
+    problems += _faults_of_overlap(config, used, chosen, where)
     stop(problems)
-    study = Study(config["study"], config, chosen, used, label_spaces, prompts)
+    study = Study(config["study"], config, chosen, used, label_spaces, prompts, sets)
     return without_unavailable(study) if config["skip_unavailable"] else study
+
+
+def _faults_of_attacks(
+    config: Mapping[str, Any], models: Mapping[str, Model], sets: Mapping[str, set[str]], root: Path, where: str
+) -> list[str]:
+    attacks, where = config["attacks"], f"{where}, attacks"
+    known = load_yaml(root / attacks["table"]) if attacks["names"] or attacks["settings"] else {}
+    faults = [
+        f"{where}.{field}: {unknown(n, known, attacks['table'])}"
+        for field in ("names", "settings")  # a config file that is laid over another leaves settings of other names
+        for n in attacks[field]
+        if n not in known
+    ]
+    wanted = {*models, *set().union(*sets.values())}
+    faults += [f"{where}.models: {unknown(n, wanted, 'models and sets')}" for n in attacks["models"] if n not in wanted]
+    entries = {n: {**known[n], **attacks["settings"].get(n, {})} for n in attacks["names"] if n in known}
+    for name, entry in entries.items():
+        check(entry, schema("attack", root), f"{attacks['table']}, {name}", faults)
+    transferred = [name for name, entry in entries.items() if entry.get("substitute")]
+    if transferred and attacks["substitute"] not in models:
+        missing = unknown(attacks["substitute"], models, "this study", "model")
+        faults.append(f"{where}.substitute: {transferred[0]} needs one; {missing}")
+    return faults
+
+
+def _faults_of_overlap(
+    config: Mapping[str, Any], datasets: Mapping[str, Dataset], models: Mapping[str, Model], where: str
+) -> list[str]:
+    overlap, where = config["overlap"], f"{where}, overlap"
+    if not overlap["detector"]:
+        return []
+    faults = []
+    if overlap["detector"] not in models:
+        faults.append(f"{where}.detector: {unknown(overlap['detector'], models, 'this study', 'model')}")
+    for field in ("datasets", "corpora", "copies"):
+        for name in [overlap[field]] if field == "copies" else overlap[field]:
+            if name not in datasets:
+                faults.append(f"{where}.{field}: {unknown(name, datasets, 'this study', 'data set')}")
+    return faults
 
 
 def _plain_switches(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +247,13 @@ def load_datasets(path: Path, root: Path) -> tuple[dict[str, Dataset], dict[str,
         problems += _faults_of_source(entry, entries, where)
         known = {key: entry[key] for key in common & set(entry)}
         details = {key: value for key, value in entry.items() if key not in common}
-        datasets[name] = Dataset(name=name, **{**known, "sets": tuple(entry["sets"])}, details=details)
+        tuples = {"sets": tuple(entry["sets"]), "models": tuple(entry.get("models", ()))}
+        datasets[name] = Dataset(name=name, **{**known, **tuples}, details=details)
+        first = next(d for d in datasets.values() if d.suite == entry["suite"])
+        if set(first.models) != set(tuples["models"]):
+            problems.append(
+                f"{where}.models: {first.name} of the same suite is for other models; a suite is embedded whole"
+            )
     stop(problems)
     return datasets, spaces
 
@@ -206,8 +263,9 @@ def _faults_of_source(entry: Mapping[str, Any], entries: Mapping[str, Any], wher
     faults = [f"{where}.archives: the file '{file}' stands there twice" for file in files if files.count(file) > 1]
     if files and "hub" in entry:
         faults.append(f"{where}: both 'archives' and 'hub' are given, expected one of them")
-    if entry.get("from", where) not in (*entries, where):
-        faults.append(f"{where}.from: {unknown(entry['from'], entries, 'this file', 'data set')}")
+    for field, source in (("from", entry.get("from")), ("derive.from", entry.get("derive", {}).get("from"))):
+        if source and source not in entries:
+            faults.append(f"{where}.{field}: {unknown(source, entries, 'this file', 'data set')}")
     return faults[:1]
 
 

@@ -18,17 +18,21 @@ METRICS_OF_ROLE: dict[str, tuple[str, ...]] = {
     "cue_conflict": ("shape_bias",),
     "pool": ("accuracy",),
     "train": (),
-    "video_shift": (),
-    "synthetic_shift": (),
-    "corruption": (),
+    "video_shift": ("accuracy",),
+    "synthetic_shift": ("accuracy",),
+    "corruption": ("accuracy",),
+    "corruption_3d": ("accuracy",),
     "ood": ("ood", "prompts"),
     "retrieval": ("retrieval",),
     "correspondence": (),
     "lmm": (),
     "annotation": ("factors",),
-    "typographic": (),
-    "attack": (),
+    "clean": ("accuracy",),  # what a typographic set is drawn from
+    "typographic": ("typographic",),
+    "corpus": (),
+    "copies": (),
 }
+TESTBED_PGD = ("pgd_linf_0.5", "pgd_linf_2", "pgd_l2_0.1", "pgd_l2_0.5")  # the third synthetic shift of Taori et al.
 
 # Which metric families a figure draws.
 METRICS_OF_FIGURE = {
@@ -39,6 +43,11 @@ METRICS_OF_FIGURE = {
     "retrieval": ("retrieval",),
     "ood_detection": ("ood",),
     "prompts": ("prompts",),
+    "natural_shifts": ("accuracy",),
+    "synthetic_shifts": ("accuracy",),
+    "adversarial": ("adversarial",),
+    "typographic": ("typographic",),
+    "data_overlap": ("data_overlap",),
     "six_factors": ("accuracy",),
     "claims": ("accuracy",),
     "reproduction": ("accuracy",),
@@ -117,6 +126,8 @@ class Dataset:
     licence: str
     images: int | None = None
     border_crop: int = 0
+    cropped: bool = False
+    models: tuple[str, ...] = ()
     access: str = "open"
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -141,11 +152,23 @@ class Dataset:
 
     @property
     def is_rendered(self) -> bool:
-        return not {"world", "pool", "habits"}.isdisjoint(self.details)
+        return not {"world", "pool", "habits", "corrupt"}.isdisjoint(self.details)
+
+    @property
+    def derive(self) -> Mapping[str, Any]:
+        """How its archive is made from another data set (`from`), or nothing."""
+        return self.details.get("derive", {})
+
+    @property
+    def needs(self) -> str:
+        """The data set that it is made from or that it is about, or ''."""
+        return self.annotates or self.derive.get("from", "")
 
     @property
     def downloads(self) -> bool:
         """A program can bring all of it."""
+        if self.derive:
+            return True
         if self.archives:
             return all(archive.get("urls") for archive in self.archives)
         return bool(self.hub or self.is_rendered)
@@ -155,6 +178,7 @@ class Dataset:
 class Study:
     """What a config selects: its models and data sets, by name and in the files' order.
 
+    `sets_of_model`: the model sets that each model is in.
     `skipped`: what `skip_unavailable` left out, and `remarks`: what that changed.
     """
 
@@ -164,6 +188,7 @@ class Study:
     datasets: Mapping[str, Dataset]
     label_spaces: Mapping[str, Mapping[str, Any]]
     prompts: Mapping[str, Any]
+    sets_of_model: Mapping[str, set[str]] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, Dataset] = dataclasses.field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
@@ -183,12 +208,18 @@ class Study:
             return True
         if self.local(name):
             return False
+        if dataset.needs and self._waits(dataset.needs):
+            return True
         accepted = dataset.access == "open" or name in self.config["accept"]
         return not (dataset.downloads and accepted)
 
     def figures_of(self, dataset: str) -> list[str]:
         """The study's figures that show a data set, or need it to show others."""
         metrics = set(self.datasets[dataset].metrics)
+        if dataset == self.id_dataset and self.attacked:
+            metrics.add("adversarial")
+        if dataset in self.searched:
+            metrics.add("data_overlap")
         return [f for f in self.config["figures"] if metrics & set(METRICS_OF_FIGURE[f])]
 
     def base_space(self, dataset: str) -> str:
@@ -203,7 +234,9 @@ class Study:
 
     def preprocessing(self, model: str, dataset: str) -> Preprocessing:
         """How `model` sees `dataset`: its own preprocessing, after the border that the data set is freed from."""
-        return dataclasses.replace(self.models[model].preprocessing, border=self.datasets[dataset].border_crop)
+        own = self.models[model].preprocessing
+        own = own.of_cropped if self.datasets[dataset].cropped else own
+        return dataclasses.replace(own, border=self.datasets[dataset].border_crop)
 
     def partner(self, dataset: str) -> str:
         """The in-distribution partner of a shift, or '' where there is none."""
@@ -213,8 +246,28 @@ class Study:
 
     @property
     def evaluated(self) -> list[str]:
-        """Data sets that models are run on: those with images of their own that some metric is measured on."""
-        return [name for name, dataset in self.datasets.items() if dataset.metrics and not dataset.annotates]
+        """Data sets that models are run on: those with images of their own that some metric needs."""
+        needed = {*self.searched, *(search["dataset"] for search in self.searches.values())}
+        return [n for n, d in self.datasets.items() if (d.metrics and not d.annotates) or n in needed]
+
+    @property
+    def overlap(self) -> Mapping[str, Any]:
+        """How test images are looked for in training corpora, or nothing."""
+        overlap = self.config["overlap"]
+        return overlap if overlap["detector"] else {}
+
+    @property
+    def searched(self) -> list[str]:
+        """Data sets whose images the detector looks at: the tested ones, the corpora, and the labelled pairs."""
+        named = (*self.overlap.get("datasets", ()), *self.overlap.get("corpora", ()), self.overlap.get("copies", ""))
+        pairs = [self.datasets[name].needs for name in named[-1:] if name in self.datasets]
+        return [name for name in self.datasets if name in {*named, *pairs}]
+
+    @functools.cached_property
+    def attacked(self) -> list[str]:
+        """Models that are attacked: those that the config names, one by one or by set."""
+        wanted = set(self.config["attacks"]["models"])
+        return [m for m in self.computed if m in wanted or wanted & self.sets_of_model.get(m, set())]
 
     @property
     def suites(self) -> dict[str, list[str]]:
@@ -229,6 +282,15 @@ class Study:
         return bool(dataset) and (
             self.models[model].scheme != "predictions" or dataset in self.models[model].predictions
         )
+
+    def is_for(self, model: str, dataset: str) -> bool:
+        """Whether a data set is meant for a model, and asks for classes that it can answer with."""
+        sets = self.datasets[dataset].models
+        if sets and not set(sets) & self.sets_of_model.get(model, set()):
+            return False
+        if self.models[model].has_text_tower or not self.id_dataset:
+            return True
+        return self.base_space(dataset) == self.base_space(self.id_dataset)  # a classifier knows those of its training
 
     def weights_of(self, model: str) -> str:
         """The first model of the study with the same weights: two lines may differ in their prompts only."""
@@ -255,7 +317,7 @@ class Study:
         sharing: collections.Counter[tuple[str, str]] = collections.Counter()
         sizes: dict[tuple[str, str], int] = {}
         for model in self.computed:
-            for name in self.evaluated:
+            for name in (name for name in self.evaluated if self.is_for(model, name)):
                 spec = self.preprocessing(model, name)
                 sharing[spec.key, name] += 1
                 sizes[spec.key, name] = 3 * spec.size[0] * spec.size[1] * (self.datasets[name].images or 0)
@@ -270,6 +332,21 @@ class Study:
     def base_spaces(self) -> list[str]:
         return sorted({self.base_space(name) for name in self.evaluated})
 
+    @property
+    def synthetic_shifts(self) -> list[str]:
+        """The synthetic shifts as the table of them takes them: a name, or a name and the parts that it is made of.
+
+        Data sets that say that they are `part_of` one shift are one. The testbed's attacks are another.
+        """
+        shifts: dict[str, list[str]] = {}
+        for name, dataset in self.datasets.items():
+            if dataset.role in ("synthetic_shift", "corruption") and dataset.metrics:
+                shifts.setdefault(dataset.details.get("part_of", name), []).append(name)
+        pgd = [f"{self.id_dataset}:{attack}" for attack in TESTBED_PGD if attack in self.config["attacks"]["names"]]
+        if pgd and self.attacked:
+            shifts[f"{self.id_dataset.removesuffix('_val')}_pgd"] = pgd
+        return [name if parts == [name] else f"{name}={'+'.join(parts)}" for name, parts in shifts.items()]
+
     def with_metric(self, metric: str) -> list[str]:
         """Data sets that count for a metric family (a pool is measured only for what is made of it)."""
         return [n for n, d in self.datasets.items() if metric in d.metrics and d.role != "pool"]
@@ -280,7 +357,15 @@ class Study:
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[tuple[str, str]]]:
-        found = {}
+        found = {
+            "adversarial": [(m, self.id_dataset) for m in self.attacked if self.config["attacks"]["names"]],
+            "data_overlap": [
+                (m, d)
+                for d in self.overlap.get("datasets", ())
+                for m in self.models
+                if "accuracy" in self.datasets[d].metrics and self._can_measure("accuracy", m, d)
+            ],
+        }
         for metric in sorted({metric for metrics in METRICS_OF_ROLE.values() for metric in metrics}):
             datasets = self.with_metric(metric)
             if metric == "prompts":
@@ -289,10 +374,13 @@ class Study:
         return found
 
     def _can_measure(self, metric: str, model: str, dataset: str) -> bool:
+        if not self.is_for(model, dataset):
+            return False
+        text = self.models[model].has_text_tower
         needed = [self.datasets[dataset].annotates or dataset]
         if metric in ("calibration", "ood"):  # the temperature, and the side that is in distribution
             needed.append(self.id_dataset)
-        if metric == "retrieval" and not self.models[model].has_text_tower:
+        if metric == "retrieval" and not text:
             return False
         if metric == "prompts" and model not in self.prompted:
             return False
@@ -302,6 +390,13 @@ class Study:
     def prompt_sets(self) -> list[str]:
         """Those that `prompted` models are compared under; the default comes first."""
         return [self.config["prompts"]["default"], *self.config["prompts"]["also"]]
+
+    @functools.cached_property
+    def searches(self) -> Mapping[str, Mapping[str, Any]]:
+        """Prompt set -> settings of the search for it, of those that the study uses."""
+        used = {*self.prompt_sets, *(model.prompts for model in self.models.values())}
+        entries = {name: self.prompts[name] for name in self.prompts if name in used}
+        return {name: e["search"] for name, e in entries.items() if isinstance(e, dict) and "search" in e}
 
     @functools.cached_property
     def prompted(self) -> list[str]:
