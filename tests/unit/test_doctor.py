@@ -63,7 +63,14 @@ def test_a_study_that_can_run(root, here, capsys):
 def test_the_paper_study_waits_for_imagenet(root, here, capsys):
     assert main(["doctor", "--fast", "--config", str(write_config(root, here, "config"))]) == 1
     out = capsys.readouterr().out
-    assert "THIS STUDY CANNOT RUN" in out and "objectnet: not available" in out
+    assert "THIS STUDY CANNOT RUN" in out
+    blocking = next(line.strip() for line in out.splitlines() if ": not available, and needed for" in line)
+    assert blocking.startswith("imagenet_val, imagenet_x, objectnet, stylized_imagenet, imagenet_t: not available")
+    state = {
+        line.split()[0]: line.split("  ")[1:] for line in out.splitlines() if line.startswith(("cifar", "imagenet_t"))
+    }
+    assert "made here" in " ".join(state["cifar10_t"]) and "waiting for you" in " ".join(state["imagenet_t"])
+    assert "  imagenet_t: " not in out, "nothing is to be done for what is made from ImageNet"
     assert "to download (on demand)" in out, "what no metric needs"
     assert "imagenet_val: /path/to/imagenet_val" in out and "accept: [objectnet]" in out
     assert "register at https://image-net.org/download.php" in out

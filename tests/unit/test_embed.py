@@ -12,6 +12,7 @@ import torch
 
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
+from clip_robustness.core.preprocessing import Preprocessing
 from clip_robustness.inference import embed as module
 from clip_robustness.inference import load
 from clip_robustness.inference.pixels import cache_pixels
@@ -249,6 +250,37 @@ def test_pixels_of_another_spec_are_refused(folders, pixels, tmp_path):
     spec = "resize(24,bicubic)|center_crop(24)|normalize(openai)"
     with pytest.raises(InputError, match=r"made for resize\(32"):
         module.embed("m", "open_clip", spec, folders["clip"], [pixels], tmp_path, tmp_path / "work")
+
+
+CROPPED = Preprocessing.parse(SPEC).of_cropped.pixel_spec
+
+
+@pytest.mark.parametrize("kind", ["cached", "streamed"])
+def test_images_that_were_cropped_when_they_were_made_are_taken(folders, pictures, tmp_path, kind):
+    """Beside a data set of the model's own preprocessing, in one job: the features of the whole images."""
+    index = pictures(broken=False)
+    paths = [tmp_path / "own.npy", tmp_path / "whole.npy"]
+    cache_pixels(index, SPEC.rpartition("|")[0], paths[0])
+    cache_pixels(index, CROPPED, paths[1])
+    given = [paths[0], paths[1] if kind == "cached" else index]
+    names = [SPEC.rpartition("|")[0], CROPPED]
+    out, work = tmp_path / "out", tmp_path / "work"
+    module.embed("m", "open_clip", SPEC, folders["clip"], given, out, work, precision="fp32", specs=names)
+    for path, pixels in zip(given, paths, strict=True):
+        expected = reference(folders["clip"], pixels, "open_clip")
+        assert np.abs(np.load(out / f"{path.stem}.npy") - expected).max() < 1e-3
+    assert not np.array_equal(np.load(paths[0]), np.load(paths[1])), "pictures that are not square"
+
+
+def test_cropped_images_of_another_size_or_filter_are_refused(folders, tmp_path):
+    for other in ("resize(24x24,bicubic)", "resize(32x32,bilinear)", "resize(32x24,bicubic)", "center_crop(32)"):
+        pixels = make_pixels(tmp_path / "toy.npy", 2)
+        size = Preprocessing.parse(other).size
+        io.save_array(pixels, np.zeros((2, *size, 3), np.uint8))
+        manifest = io.read_json(pixels.with_suffix(".json"))
+        io.write_json(pixels.with_suffix(".json"), manifest | {"spec": other, "bytes": pixels.stat().st_size})
+        with pytest.raises(InputError, match=re.escape(f"made for {other}")):
+            run(folders["clip"], pixels, tmp_path / "out")
 
 
 def test_what_cannot_be_compiled_says_so(folders, pixels, tmp_path, monkeypatch):

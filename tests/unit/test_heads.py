@@ -98,6 +98,33 @@ def test_a_file_of_templates(prompts):
         heads.templates(table, "other")
 
 
+def test_the_templates_of_a_search_stand_in_a_file_of_the_model(prompts, tmp_path):
+    """One prompt set, and for each model its own templates; sets that are not searched for stay what they are."""
+    table = prompts(
+        "auto: {search: {dataset: pool, tokens: 1, steps: 9, keep: 2}}\nmine: {file: mine.txt}\nplain: ['a {}']",
+        mine="my {}\n", found="# 9 steps\n<|5|> {}\n<|7|> {}\n", other="<|8|> {}\n",
+    )  # fmt: skip
+    assert heads.templates(table, "auto", tmp_path / "found.txt") == ["<|5|> {}", "<|7|> {}"]
+    assert heads.templates(table, "auto", tmp_path / "other.txt") == ["<|8|> {}"]
+    assert heads.templates(table, "plain", tmp_path / "found.txt") == ["a {}"]
+    assert heads.templates(table, "mine", tmp_path / "found.txt") == ["my {}"]
+    with pytest.raises(InputError, match=r"gone.txt: cannot read this file of templates"):
+        heads.templates(table, "auto", tmp_path / "gone.txt")
+    with pytest.raises(InputError, match=r"prompt set 'auto': its templates are searched for"):
+        heads.templates(table, "auto")
+
+
+def test_searched_templates_make_the_head_of_a_file_with_them(folders, prompts, tmp_path):
+    table = prompts(
+        "auto: {search: {dataset: pool}}\nmine: {file: found.txt}", found="<|320|><|1125|> {}\n<|539|><|320|> {}\n"
+    )
+    labels, found = spaces(tmp_path, toy=NAMES), tmp_path / "found.txt"
+    for name, searched in (("auto", found), ("mine", None)):
+        heads.build_heads(folders["clip"], table, [name], labels, tmp_path, tmp_path / name, searched=searched)
+    one, two = (np.load(tmp_path / f"{name}.toy.npz") for name in ("auto", "mine"))
+    assert np.array_equal(one["weight"], two["weight"]) and one["weight"].shape[0] == len(NAMES)
+
+
 # Tokens
 
 

@@ -47,6 +47,22 @@ def test_equals_torchvision_to_the_last_bit(
     assert np.array_equal(ours(image, spec), expected)
 
 
+@pytest.mark.parametrize("own", ["resize(224,bicubic)|center_crop(224)", "resize(256,bilinear)|center_crop(224)"])
+def test_an_image_that_was_cropped_to_the_models_size_is_taken_as_it_is(own: str) -> None:
+    """ImageNet-C is of 224 x 224 px: a model of that size sees every pixel of it, unchanged."""
+    spec, image = Preprocessing.parse(own).of_cropped, picture(224, 224)
+    assert np.array_equal(pixels.preprocess(image, spec), np.asarray(image))
+    if "256" in own:  # and not enlarged and cut again
+        assert not np.array_equal(ours(image, own), np.asarray(image))
+
+
+@pytest.mark.parametrize("own", ["resize(336,bicubic)|center_crop(336)", "resize(352,bicubic)|center_crop(336)"])
+def test_an_image_that_was_cropped_is_enlarged_whole_for_a_larger_model(own: str) -> None:
+    image = picture(224, 224)
+    expected = np.asarray(image.resize((336, 336), Image.Resampling.BICUBIC))
+    assert np.array_equal(pixels.preprocess(image, Preprocessing.parse(own).of_cropped), expected)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 80), st.integers(1, 80))
 def test_equals_torchvision_for_any_sizes(width: int, height: int, side: int, tall: int, wide: int) -> None:

@@ -61,6 +61,14 @@ def test_the_language() -> None:
     assert Preprocessing.parse("resize(256x320,bilinear)|center_crop(224x288)").size == (224, 288)
 
 
+@given(specs())
+def test_images_that_were_cropped_are_resized_to_the_same_size(spec: Preprocessing) -> None:
+    cropped = spec.of_cropped
+    assert cropped.size == cropped.squash == spec.size and cropped.crop is None
+    assert (cropped.mean, cropped.std, cropped.border) == (spec.mean, spec.std, spec.border)
+    assert cropped.of_cropped == cropped and Preprocessing.parse(str(cropped)) == cropped
+
+
 def test_the_named_statistics_are_the_libraries_own() -> None:
     from open_clip import constants as clip
     from timm.data import constants as timm

@@ -46,7 +46,7 @@ def test_the_mini_zoo_covers_the_six_factors(root):
     assert len({m.source for m in clips}) == 2 and len({m.train_images for m in clips}) >= 2
     assert {m.finetuning for m in clips} == {"none", "cross_entropy", "contrastive"}
     assert {m.loss for m in clips} >= {"softmax", "sigmoid"}
-    assert len({study.config["prompts"]["default"], *study.config["prompts"]["also"]}) == 3
+    assert len({study.config["prompts"]["default"], *study.config["prompts"]["also"]}) == 4
 
 
 ROW = "resnet50.tv_in1k\t"
@@ -187,6 +187,16 @@ def spoil_from(house):
     return ["datasets.yaml", "imagenet_x.from", "did you mean 'imagenet_val'"]
 
 
+def spoil_derive(house):
+    edit(house / "config/datasets.yaml", "derive: {from: imagenet_val", "derive: {from: imagenet_vall")
+    return ["datasets.yaml", "imagenet_t.derive.from", "did you mean 'imagenet_val'"]
+
+
+def spoil_suite(house):
+    edit(house / "config/datasets.yaml", "models: [roz]", "models: [lite]")
+    return ["datasets.yaml", "imagenet_c_blur.models", "imagenet_c_noise of the same suite is for other models"]
+
+
 def spoil_twice(house):
     path = house / "config/datasets.yaml"
     path.write_text(path.read_text() + "\nlabel_spaces: {}\n")
@@ -211,6 +221,10 @@ def test_a_fault_in_a_table_is_one_clear_message(house, spoil):
         assert part in str(caught.value)
 
 
+ATTACK = {"names": ["fgsm"], "models": ["lite"]}
+OVERLAP = {"detector": "vit-b-32.openai", "datasets": ["imagenet_a"], "corpora": ["imagenet_r"], "copies": "textures"}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -224,6 +238,38 @@ def test_a_fault_in_a_table_is_one_clear_message(house, spoil):
         ({"accept": ["objectnett"]}, ["accept", "did you mean 'objectnet'"]),
         ({"skip_unavailable": "perhaps"}, ["'skip_unavailable'", "expected boolean"]),
         ({"datasets": {"names": ["imagenet_x"]}, "id_dataset": ""}, ["annotates 'imagenet_val'", "left out"]),
+        ({"datasets": {"names": ["imagenet_t"]}}, ["'imagenet_t' is made from 'imagenet_val', which is left out"]),
+        ({"attacks": {"names": ["fgms"]}}, ["attacks.names", "attacks.yaml", "did you mean 'fgsm'"]),
+        ({"attacks": {"names": ["fgsm"], "models": ["litee"]}}, ["attacks.models", "did you mean 'lite'"]),
+        ({"attacks": {"settings": {"bimm": {"steps": 3}}}}, ["attacks.settings", "did you mean 'bim'"]),
+        (
+            {"attacks": ATTACK | {"settings": {"fgsm": {"budgets": [0, 1]}}}},
+            ["attacks.yaml, fgsm, field 'budgets.0'", "0"],
+        ),
+        ({"attacks": ATTACK | {"settings": {"fgsm": {"stepz": 3}}}}, ["attacks.yaml, fgsm", "did you mean 'step"]),
+        (
+            {"attacks": ATTACK | {"settings": {"fgsm": {"norm": "l1"}}}},
+            ["attacks.yaml, fgsm, field 'norm'", "linf, l2"],
+        ),
+        (
+            {"attacks": ATTACK | {"names": ["bim_transfer"]}},
+            ["attacks.substitute", "bim_transfer needs one", "no model"],
+        ),
+        ({"attacks": ATTACK | {"settings": {"fgsm": {"substitute": True}}}}, ["attacks.substitute", "fgsm needs one"]),
+        ({"attacks": ATTACK | {"eps_space": "pixels"}}, ["'attacks.eps_space'", "did you mean 'pixel'"]),
+        (
+            {"overlap": OVERLAP | {"detector": "vit-b-32.openia"}},
+            ["overlap.detector", "did you mean 'vit-b-32.openai'"],
+        ),
+        ({"overlap": OVERLAP | {"datasets": ["imagenet_aa"]}}, ["overlap.datasets", "did you mean 'imagenet_a'"]),
+        ({"overlap": OVERLAP | {"corpora": ["imagenet_rr"]}}, ["overlap.corpora", "did you mean 'imagenet_r'"]),
+        ({"overlap": OVERLAP | {"copies": ""}}, ["overlap.copies", "'' is no data set"]),
+        (
+            {"overlap": OVERLAP | {"controls": {"imagenet_aa": "planted"}}},
+            ["overlap.controls", "did you mean 'imagenet_a'"],
+        ),
+        ({"overlap": OVERLAP | {"controls": {"imagenet_a": "plantd"}}}, ["'overlap.controls.imagenet_a'", "'planted'"]),
+        ({"overlap": OVERLAP | {"false_positives": 0}}, ["'overlap.false_positives'", "0"]),
         ({"sead": 3}, ["'sead'", "did you mean 'seed'"]),
         ({"resamples": "many"}, ["resamples", "expected integer"]),
         ({"id_dataset": ""}, ["'id_dataset'", "found none"]),
@@ -234,6 +280,33 @@ def test_a_fault_in_a_config_is_one_clear_message(house, change, expected):
         load_study({**config(house), **change}, house)
     for part in expected:
         assert part in str(caught.value)
+
+
+def test_a_data_set_for_an_unknown_set_of_models(house):
+    table = house / "config/datasets.yaml"
+    table.write_text(table.read_text().replace("models: [roz]", "models: [rozz]"))
+    with pytest.raises(InputError, match=r"datasets.yaml, datasets.imagenet_c_noise.models: 'rozz'.*mean 'roz'"):
+        load_study(config(house, "config"), house)
+
+
+def test_prompts_are_searched_on_a_data_set_of_the_study(house):
+    table = house / "config/prompts.yaml"
+    search = "  search: {dataset: imagenet_%s, tokens: 4, steps: 100, keep: 5}"
+    table.write_text(table.read_text() + f"found:\n{search % 'aa'}\nelsewhere:\n{search % 'val'}\n")
+    for change in ({"default": "found"}, {"default": "openai_1", "also": ["found"]}):
+        with pytest.raises(InputError, match=r"prompts.yaml, found: 'imagenet_aa' is no .* did you mean 'imagenet_a'"):
+            load_study({**config(house), "prompts": change}, house)
+    assert load_study(config(house), house).searches == {}, "a set that the study does not use needs no data"
+
+
+def test_settings_are_filled_in_where_a_config_names_some(root):
+    some = load_study({**config(root), "attacks": ATTACK, "overlap": {"corpora": ["imagenet_a"]}}, root).config
+    assert some["attacks"]["images"] == 1000 and some["attacks"]["eps_space"] == "pixel"
+    assert some["attacks"]["names"] == ["fgsm"] and some["attacks"]["settings"] == {}
+    assert some["overlap"]["detector"] == "" and some["overlap"]["false_positives"] == 0.001
+    none = load_study(config(root), root).config
+    assert none["attacks"]["names"] == none["overlap"]["corpora"] == none["shifts"] == []
+    assert none["normaliser"] == ""
 
 
 def test_all_faults_are_listed_at_once(house):
@@ -356,8 +429,9 @@ def test_roles_and_figures_know_each_other(root, papers):
 def test_a_data_set_without_a_metric_is_not_embedded(root):
     study = load_study(config(root, "config"), root)
     assert "imagenet_d" in study.datasets and "imagenet_d" not in study.evaluated
-    assert set(study.suites) == {"natural", "cue_conflict", "ood", "retrieval"}
-    assert study.base_spaces == ["imagenet_1k"]
+    shifts = {"natural", "video", "synthetic", "corruptions", "corruptions_3d", "typographic"}
+    assert set(study.suites) == {*shifts, "cue_conflict", "ood", "retrieval"}
+    assert study.base_spaces == ["cifar10", "imagenet_1k"]
 
 
 def test_what_is_measured_on_what(root):
@@ -391,9 +465,9 @@ def paper(root, **change):
 
 def test_what_waits_for_the_user(root):
     waiting = set(paper(root).unavailable)
-    assert waiting == {"imagenet_val", "imagenet_x", "objectnet", "stylized_imagenet", "imagenet_t", "cifar10_t"}
+    assert waiting == {"imagenet_val", "imagenet_x", "objectnet", "stylized_imagenet", "imagenet_t"}
     given = paper(root, local={"imagenet_val": ["/data/val.tar", "/data/devkit"]}, accept=["objectnet"])
-    assert set(given.unavailable) == {"stylized_imagenet", "imagenet_t", "cifar10_t"}
+    assert set(given.unavailable) == {"stylized_imagenet"}
     assert given.local("imagenet_val") == ["/data/val.tar", "/data/devkit"]
 
 
@@ -401,6 +475,14 @@ def test_annotations_wait_for_their_images(root):
     assert "imagenet_x" in paper(root, local={"imagenet_x": "imagenetx.tar.gz"}).unavailable
     words = paper(root, local={"imagenet_t": "words"})
     assert "imagenet_t" not in words.unavailable and "imagenet_val" in words.unavailable
+
+
+def test_what_is_made_from_a_set_that_is_missing_waits_for_that_set_alone(root):
+    """Nothing is to be typed for ImageNet-T: it is drawn on ImageNet's images."""
+    text = page(paper(root))
+    assert "also for: imagenet_x, imagenet_t" in text and "imagenet_t:" not in text
+    own = page(paper(root, local={"imagenet_t": "words"}))
+    assert "also for: imagenet_x\n" in own and "imagenet_t" not in own
 
 
 def test_a_licence_click_is_a_line_of_the_config(root):
@@ -416,6 +498,40 @@ def test_without_imagenet_another_set_stands_in_and_it_is_said(root):
     assert "imagenet_val" not in study.datasets and "objectnet" in study.skipped
     assert "visual_factors" not in study.config["figures"] and "ood_detection" in study.config["figures"]
     assert any("imagenet_v2 stands in" in remark for remark in study.remarks)
+
+
+def test_images_are_attacked_of_what_stands_in(root):
+    """A list names images of ImageNet validation, which another set has not."""
+    assert paper(root).config["attacks"]["ids"] == "config/attacks/robustbench_ids.txt"
+    study = paper(root, skip_unavailable=True)
+    assert study.config["attacks"]["ids"] == "" and any("robustbench_ids.txt" in r for r in study.remarks)
+    assert {d for _, d in study.measured("adversarial")} == {"imagenet_v2"}
+    assert "imagenet_v2_pgd=imagenet_v2:pgd_linf_0.5" in " ".join(study.synthetic_shifts)
+
+
+def test_overlap_is_looked_for_in_what_is_left(root):
+    overlap = {"detector": "rn50.openai", "datasets": ["imagenet_val", "imagenet_r"], "copies": "textures"}
+    vectors = {"vectors": {"laion": "/data/laion"}}
+    for more, left in (
+        ({"corpora": ["stylized_imagenet", "places"]}, ["places"]),
+        ({"corpora": ["stylized_imagenet"]} | vectors, []),
+    ):
+        study = paper(root, overlap={**overlap, **more}, skip_unavailable=True)
+        assert study.overlap["datasets"] == ["imagenet_r"] and study.overlap["corpora"] == left
+        assert {d for _, d in study.measured("data_overlap")} == {"imagenet_r"}
+    figures = {"figures": ["data_overlap", "shape_bias"]}
+    study = paper(root, overlap={**overlap, "corpora": ["stylized_imagenet"]}, **figures, skip_unavailable=True)
+    assert study.overlap == {} and study.config["figures"] == ["shape_bias"]
+    waits = page(paper(root, overlap={**overlap, "corpora": ["stylized_imagenet"]}, **figures))
+    assert "get it:   " in waits and "figures:  data_overlap" in waits
+
+
+def test_prompts_that_are_searched_on_what_is_missing_are_one_message(house):
+    table = house / "config/prompts.yaml"
+    table.write_text(table.read_text() + "found: {search: {dataset: imagenet_val, tokens: 4, steps: 100, keep: 5}}\n")
+    change = {"prompts": {"default": "openai_1", "also": ["found"]}, "skip_unavailable": True}
+    with pytest.raises(InputError, match="prompt set 'found': imagenet_val is not available"):
+        load_study({**config(house, "config"), **change}, house)
 
 
 def test_a_figure_without_data_is_dropped_and_it_is_said(root):

@@ -42,6 +42,10 @@ def tables():
         "retrieval": rows("coco", "image_recall@1", "text_recall@1", n=5000),
         "ood": rows("places", "auroc", slice="msp", n=60_000),
         "prompts": rows("val", "accuracy", slice="mini_1", n=900),
+        "synthetic": rows("stylized", "retention", n=960),
+        "adversarial": rows("val", "accuracy", slice="bim", convention="linf_2", n=96),
+        "typographic": rows("printed", "accuracy", "attack_success_rate", n=400),
+        "data_overlap": rows("val", "gain", n=1_500) + rows("val", "overlap_share", n=1_500),
     }
     return {name: pd.DataFrame(table) for name, table in found.items()}
 
@@ -85,6 +89,7 @@ class Tags(HTMLParser):
 @pytest.mark.parametrize("figure", captions.MEASURED)
 def test_captions_hold_their_numbers(figure):
     n = {"effective_robustness": "900", "shape_bias": "777", "calibration": "650", "visual_factors": "15,064"}
+    n |= {"adversarial": "on 96 images", "typographic": "(400 images each)", "data_overlap": "(1,500 images each)"}
     text = captions.caption(figure, TEMPLATES / f"{figure}.rst", tables(), "mini")
     assert "2 models" in text and 'Study "mini"' in text and "$" not in text
     assert "standard n = 1" in text or figure == "retrieval"

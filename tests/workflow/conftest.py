@@ -16,7 +16,7 @@ scale: 0.1
 resamples: 200
 fewest: 5
 datasets:
-  without: [mini_fresh, mini_pose, mini_sketch, mini_stylized]
+  without: [mini_fresh, mini_pose, mini_sketch, mini_stylized, mini_crawl]
 models:
   sets: []
   names:
@@ -26,6 +26,19 @@ models:
     - mini_resnet
     - mini_vit_third
     - mini_convnext_third
+normaliser: mini_resnet
+attacks:
+  names: [fgsm, deepfool, bim_transfer, nes]
+  models: [mini_clip_vit_biased, mini_resnet]
+  substitute: mini_convnext_third
+  images: 12
+  settings: {nes: {pairs: 5}}
+overlap:
+  detector: mini_clip_vit_biased
+  corpora: [mini_train_biased]
+  datasets: [mini_rendition]
+  copies: mini_copies
+  controls: {mini_rendition: disjoint}
 """
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clip_robustness.core import io
+from tests.unit.samples import encoded, make_tar, picture
+
 WINGS_OF = {
     "data": ("data",),
     "torch": ("inference", "mini"),
@@ -18,7 +21,7 @@ WINGS_OF = {
     "plot": ("figures", "report"),
 }
 # import name -> distribution, where they differ
-DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch", "faiss": "faiss-cpu"}
 # imported by others only: timm and open_clip need torchvision
 INDIRECT = {"torch": {"torchvision", "transformers"}}  # of open_clip
 
@@ -74,7 +77,13 @@ ALL = LIGHT + (("torch",) if os.environ.get("CLIP_ROBUSTNESS_ALL_ENVS") else ())
 
 # A verb of the wing that does real work on what is in the checkout (or on what an earlier env made).
 VERBS = {
-    "data": ["import-published --folder {root}/config/published --out {work}/tables --study published"],
+    "data": [
+        "import-published --folder {root}/config/published --out {work}/tables --study published",
+        """index --dataset '{{"name": "few", "family": "class_folders"}}' --sources {work}/few.tar """
+        "--labels {work}/few.json --out {work}/few.parquet",
+        """derive --entry '{{"from": "few", "by": "words", "copies": 1, "size": 9, "seed": 1}}' """
+        "--index {work}/few.parquet --labels {work}/few.json --out {work}/printed.tar",
+    ],
     "metrics": [
         "fit-baselines --accuracy {work}/tables/accuracy.parquet --models {work}/tables/models.parquet "
         "--baselines {work}/tables/baselines.parquet --out {work}/tables/effective_robustness.parquet "
@@ -98,6 +107,9 @@ VERBS = {
 @pytest.mark.slow
 def test_each_env_alone_runs_its_wing(root, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    classes = ["cube", "arch"]
+    make_tar(tmp_path / "few.tar", {f"{name}/1.png": encoded(picture(64, 48, 1), "PNG") for name in classes})
+    io.write_json(tmp_path / "few.json", {"name": "few", "base": None, "classes": classes, "members": [[0], [1]]})
     for env in ALL:
         folder = tmp_path / env
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)

@@ -46,10 +46,13 @@ def test_skipping_plans_what_can_be_made_and_says_so_once(house, value):
     output = house.snakemake("--dry-run", "--quiet", "rules", "--config", f"skip_unavailable={value}")
     assert output.count("imagenet_v2 stands in for it") == 1 and PAGE not in output
     jobs = house.jobs("--config", f"skip_unavailable={value}")
-    assert jobs["draw_figure"] == 9 and jobs["index_dataset"] == 16  # of 18, without ImageNet and ObjectNet
+    assert jobs["draw_figure"] == 13  # of 14, without visual factors
+    assert jobs["index_dataset"] == 26  # of 30, without ImageNet, ObjectNet, Stylized-ImageNet and ImageNet-T
     full = house.snakemake("--dry-run", "--printshellcmds", "--config", f"skip_unavailable={value}")
     assert not re.search(r"(imagenet_val|objectnet)\.(parquet|npy)", full)
     assert "--reference imagenet_v2" in full
+    attack = next(line for line in full.splitlines() if "-m clip_robustness attack --model" in line)
+    assert "index/imagenet_v2.parquet" in attack and "--ids" not in attack, "a list names images of ImageNet"
 
 
 def test_what_the_user_has_opens_the_gate(house):
@@ -78,6 +81,19 @@ def test_all_data_of_the_study_on_demand(house):
     house.edit("config/config.yaml", "# local:", "local: {imagenet_val: Snakefile}\n#")
     jobs = house.jobs("--", "resources/annotations/imagenet_x.parquet")
     assert jobs == {"fetch_archive": 1, "index_dataset": 1, "write_label_space": 1, "annotate_images": 1}
+
+
+def test_a_made_data_set_comes_from_the_images_that_the_user_has(house):
+    house.edit("config/config.yaml", "# local:", "local: {imagenet_val: Snakefile}\n#")
+    jobs = house.jobs("--", "resources/index/imagenet_t.parquet")
+    assert jobs == {"derive_dataset": 1, "index_dataset": 2, "write_label_space": 1}
+    output = house.snakemake("--dry-run", "--printshellcmds", "resources/index/imagenet_t.parquet")
+    assert PAGE not in output and "config/typographic/imagenet_t.csv" in output
+
+
+def test_a_made_data_set_waits_for_its_images(house):
+    output = house.snakemake("resources/index/imagenet_t.parquet", fails=True)
+    assert output.count(PAGE) == 1 and "imagenet_t: /path/to" not in output and not made(house)
 
 
 def test_a_hub_data_set_comes_from_the_hub(house):

@@ -1,10 +1,13 @@
 """The mini study in full, from nothing: what it was built to show."""
 
 import pytest
+import yaml
 
 from clip_robustness.core import io
+from clip_robustness.core.registry import load_study
 from clip_robustness.core.statistics import difference_interval
 
+from . import invariants
 from .conftest import build_house
 
 pytestmark = pytest.mark.slow
@@ -15,6 +18,11 @@ def tables(tmp_path_factory, root):
     house = build_house(tmp_path_factory.mktemp("mini") / "house", root)
     house.snakemake("--configfile", "config/mini.yaml")
     return house.path / "results/mini/tables"
+
+
+@pytest.fixture(scope="module")
+def study(root):
+    return load_study(yaml.safe_load((root / "config/mini.yaml").read_text()), root)
 
 
 def chosen(tables, name, **where):
@@ -77,3 +85,46 @@ def test_every_axis_is_measured(tables):
     assert len(recall) == 7 and max(value for value, _ in recall.values()) > 0.1
     verdicts = set(io.read_parquet(tables / "claims.parquet")["verdict"].tolist())
     assert {"reproduced", "undecided", "not measured here"} <= verdicts
+
+
+def test_attacks_get_nowhere_by_chance(tables, study):
+    attacks = study.config["attacks"]
+    victims = set(study.attacked)
+    invariants.check_attacks(tables, victims, set(attacks["names"]), 2.0, attacks["images"])
+    left = {
+        slice_: chosen(tables, "adversarial", metric="accuracy", slice=slice_)
+        for slice_ in ("white_box_union", "noise")
+    }
+    assert all(left["white_box_union"][model][0] < left["noise"][model][0] for model in victims)
+
+
+def test_shifts_that_were_made_are_what_they_are_made_of(tables, study):
+    models = set(study.models)
+    invariants.check_corruptions(tables, models, study.config["normaliser"])
+    invariants.check_video(tables, models)
+    invariants.check_printed_words(tables, models)
+    kept = io.read_parquet(tables / "synthetic.parquet")
+    assert set(kept["dataset"]) == {"mini_stylized", "mini_c"}
+    by_severity = [
+        chosen(tables, "synthetic", dataset="mini_c", metric="accuracy", slice=f"severity:{s}") for s in (1, 5)
+    ]
+    assert all(by_severity[1][model][0] < by_severity[0][model][0] for model in models)
+
+
+def test_planted_copies_are_found_and_other_pictures_are_not(tables, study):
+    """Copies of the planted set were made as those that the threshold was chosen on; no corpus has renditions."""
+    invariants.check_overlap(tables, set(study.models), set(study.config["overlap"]["datasets"]))
+    rows = io.read_parquet(tables / "data_overlap.parquet")
+    found = {
+        (rows["dataset"][i], rows["metric"][i]): (rows["low"][i], rows["value"][i], rows["high"][i])
+        for i in range(len(rows["metric"]))
+        if rows["convention"][i] in ("planted", "disjoint")
+    }
+    pairs = io.read_parquet(tables / "overlap_thresholds.parquet")
+    recall = next(i for i in range(len(pairs["metric"])) if (pairs["metric"][i], pairs["slice"][i]) == ("recall", ""))
+    assert found["mini_fresh", "detected_recall"][2] >= pairs["low"][recall], "as on the labelled pairs"
+    assert found["mini_fresh", "detected_recall"][0] > found["mini_rendition", "overlap_share"][2]
+
+
+def test_prompts_are_searched_for_each_model(tables, study):
+    invariants.check_searched_prompts(tables.parent, set(study.prompted), "mini_auto_5", 5)

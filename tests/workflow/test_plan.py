@@ -3,29 +3,54 @@
 import re
 
 import pytest
+import yaml
+from snakemake.utils import update_config
+
+from clip_robustness.core.registry import load_study
+from clip_robustness.data.plan import job_counts
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--cores", "all", "--resources", "gpu=4"),
-        ("figures/shape_bias.pdf",),
-        ("--cores", "all", "--configfile", "config/mini.yaml"),
-        ("--configfile", "config/published.yaml"),
-        ("--configfile", "config/lite.yaml"),
-    ],
-    ids=["paper", "one figure", "mini", "published", "lite"],
-)
-def test_it_plans(house, arguments):
-    jobs = house.jobs(*arguments)
-    assert jobs["draw_figure"] >= 1
-    assert "measure_shape_bias" in jobs or "import_published" in jobs
+@pytest.mark.parametrize("name", ["config", "mini", "published", "lite"])
+def test_every_study_plans_the_jobs_that_plan_counts(house, name):
+    """`plan` counts by arithmetic; Snakemake's own plan of the same, empty checkout agrees rule by rule."""
+    path = f"config/{name}.yaml"
+    jobs = house.jobs("--cores", "all", "--resources", "gpu=4", *(("--configfile", path) if name != "config" else ()))
+    assert jobs == job_counts(load_study(yaml.safe_load((house.path / path).read_text()), house.path))
+    assert jobs["draw_figure"] >= 1 and ("measure_shape_bias" in jobs or "import_published" in jobs)
+
+
+SMALLER = """
+attacks: {names: [fgsm, bim_transfer], models: [mini_resnet], settings: {fgsm: {substitute: true}}}
+overlap: {corpora: [mini_train_unbiased], datasets: [mini_pose], vectors: {crawl: vectors}}
+prompts: {also: [mini_7]}
+datasets: {without: [mini_crawl, mini_pool, mini_filtered, mini_factors, mini_typographic]}
+"""
+
+
+def test_a_study_without_some_of_it_plans_the_jobs_that_plan_counts(house):
+    """Vectors that were made elsewhere beside a corpus, an attack that is made a transferred one, and no search."""
+    (house.path / "vectors").mkdir()
+    (house.path / "smaller.yaml").write_text(SMALLER)
+    config = yaml.safe_load((house.path / "config/mini.yaml").read_text())
+    update_config(config, yaml.safe_load(SMALLER))
+    jobs = house.jobs("--configfile", "config/mini.yaml", "smaller.yaml")
+    assert jobs == job_counts(load_study(config, house.path))
+    assert jobs["attack_images"] == 2 and jobs["find_duplicates"] == 1 and "search_prompts" not in jobs
+    commands = house.snakemake("--dry-run", "--printshellcmds", "--configfile", "config/mini.yaml", "smaller.yaml")
+    attacks = re.findall(r"-m clip_robustness attack --model.*", commands)
+    assert len(attacks) == 2 and all("resources/mini/weights/mini_convnext" in attack for attack in attacks)
+    assert "--names mini_train_unbiased crawl" in commands
 
 
 def test_one_figure_needs_only_its_own(house):
     jobs = house.jobs("figures/shape_bias.pdf")
     assert "embed_cue_conflict" in jobs
     assert not {"embed_natural", "measure_calibration", "fit_baselines"} & set(jobs)
+    attacked = house.jobs("--configfile", "config/mini.yaml", "--", "figures/mini/adversarial.pdf")
+    assert attacked["attack_images"] >= 40 and "train_mini" in attacked
+    assert not {rule for rule in attacked if rule.startswith("embed_")}, "attacks need no embeddings"
+    printed = house.jobs("--configfile", "config/mini.yaml", "--", "figures/mini/typographic.pdf")
+    assert printed["derive_dataset"] >= 1 and "attack_images" not in printed
 
 
 def test_every_model_and_data_set_is_planned_once(house):

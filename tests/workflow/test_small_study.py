@@ -10,9 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from clip_robustness.core import io
 
+from . import invariants
 from .conftest import SMALL, SMALL_CONFIG, build_house
 
 pytestmark = pytest.mark.slow
@@ -24,13 +26,26 @@ def tables(house) -> dict[str, bytes]:
 
 def test_it_makes_tables_and_figures(small_house):
     figures = small_house.path / "figures/mini"
-    for name in ("effective_robustness", "shape_bias", "calibration", "ood_detection", "six_factors", "claims"):
+    for name in yaml.safe_load((small_house.path / "config/mini.yaml").read_text())["figures"]:
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (figures / "report.html").read_text()
     rows = io.read_parquet(small_house.path / "results/mini/tables/accuracy.parquet")
     assert set(rows["source"]) == {"measured"} and (rows["low"] <= rows["value"]).all()
     assert (rows["value"] <= rows["high"]).all() and (rows["n"] > 0).all()
+
+
+def test_what_holds_of_its_numbers_by_construction(small_house):
+    results, models = small_house.path / "results/mini", set(yaml.safe_load(SMALL)["models"]["names"])
+    tables, attacks = results / "tables", yaml.safe_load(SMALL)["attacks"]
+    invariants.check_attacks(tables, set(attacks["models"]), set(attacks["names"]), 2.0, attacks["images"])
+    invariants.check_printed_words(tables, models)
+    invariants.check_overlap(tables, models, {"mini_rendition"})
+    invariants.check_corruptions(tables, models, "mini_resnet")
+    invariants.check_video(tables, models)
+    invariants.check_searched_prompts(results, {"mini_clip_vit_biased"}, "mini_auto_5", 5)
+    controls = io.read_parquet(tables / "data_overlap.parquet")["convention"]
+    assert set(controls) == {"disjoint", "one_sided", "one_sided_bonferroni_6"}
 
 
 def test_everything_lies_below_the_studys_folders(small_house):
@@ -67,6 +82,32 @@ def test_an_edited_metric_reruns_that_metric_and_what_depends_on_it(changed):
     assert set(jobs) == own | after | {"write_report", "all"}
     assert jobs["gather_metric"] == 2  # calibration, prompts
     assert jobs["draw_figure"] == 5  # these, and what is made from all tables: six_factors, claims, reproduction
+
+
+def test_another_setting_of_an_attack_reruns_that_attack(changed):
+    small = changed.path / "small.yaml"
+    small.write_text(small.read_text().replace("{pairs: 5}", "{pairs: 6}"))
+    jobs = changed.jobs(*SMALL_CONFIG)
+    assert jobs["attack_images"] == jobs["measure_adversarial"] == 2, "nes, of two models"
+    assert jobs["gather_metric"] == 1 and not {rule for rule in jobs if rule.startswith(("embed_", "train_"))}
+
+
+def test_an_edited_threshold_reruns_overlap_and_no_search(changed):
+    small = changed.path / "small.yaml"
+    small.write_text(
+        small.read_text().replace("copies: mini_copies\n", "copies: mini_copies\n  false_positives: 0.1\n")
+    )
+    jobs = changed.jobs(*SMALL_CONFIG)
+    assert jobs["choose_threshold"] == 1 and jobs["measure_overlap"] == 6 and jobs["gather_metric"] == 2
+    assert not {"find_duplicates", "derive_dataset", "embed_overlap"} & set(jobs)
+
+
+def test_an_edited_search_reruns_it_and_its_heads(changed):
+    table = changed.path / "config/mini/prompts.yaml"
+    table.write_text(table.read_text().replace("steps: 100, keep: 5", "steps: 90, keep: 5"))
+    jobs = changed.jobs(*SMALL_CONFIG)
+    assert jobs["search_prompts"] == jobs["build_heads"] == 1
+    assert jobs["measure_prompts"] >= 4 and not {"measure_accuracy", "attack_images"} & set(jobs)
 
 
 def test_an_edited_comment_reruns_nothing(changed):
