@@ -37,7 +37,7 @@ def check_attacks(tables: Path, models: set[str], attacks: set[str], reported: f
                 if (m, s.split(":")[0]) == (model, attack)
             }
             curve = [budgets[eps] for eps in sorted(budgets)]
-            assert len(curve) >= 6 and (np.diff(curve) <= 0).all(), (model, attack)
+            assert len(curve) >= 3 and (np.diff(curve) <= 0).all(), (model, attack)
             assert accuracy[model, attack][0] == budgets[reported]
             assert curve[0] <= clean[model][0] + 1e-9
             if attack in WHITE_BOX:

@@ -42,6 +42,23 @@ def test_a_study_without_some_of_it_plans_the_jobs_that_plan_counts(house):
     assert "--names mini_train_unbiased crawl" in commands
 
 
+def test_overlap_with_features_that_were_made_elsewhere(house):
+    """What config.yaml says of overlap, its comment signs taken away."""
+    text = (house.path / "config/config.yaml").read_text()
+    told = yaml.safe_load(re.sub("^# ?", "", text[text.index("# overlap:") :], flags=re.M))
+    changes = {"overlap": told["overlap"] | {"vectors": {"laion400m": "vectors"}}, "figures": ["data_overlap"]}
+    changes |= {"datasets": {"names": ["imagenet_copies"]}, "local": {"imagenet_val": "vectors"}}
+    changes |= {"models": {"sets": [], "names": ["vit-b-32.openai", "resnet50.tv_in1k"]}, "accept": ["objectnet"]}
+    changes |= {"attacks": {"names": []}}
+    (house.path / "vectors").mkdir()
+    (house.path / "overlap.yaml").write_text(yaml.safe_dump(changes))
+    config = yaml.safe_load(text)
+    update_config(config, changes)
+    jobs = house.jobs("--configfile", "config/config.yaml", "overlap.yaml")
+    assert jobs == job_counts(load_study(config, house.path))
+    assert jobs["find_duplicates"] == len(changes["overlap"]["datasets"]) and jobs["choose_threshold"] == 1
+
+
 def test_one_figure_needs_only_its_own(house):
     jobs = house.jobs("figures/shape_bias.pdf")
     assert "embed_cue_conflict" in jobs

@@ -126,7 +126,9 @@ def test_an_edited_figure_redraws_that_figure(changed):
 def test_another_seed_keeps_the_embeddings(changed):
     small = changed.path / "small.yaml"
     small.write_text(small.read_text() + "seed: 5\n")
-    assert not {"embed_natural", "build_heads", "cache_pixels"} & set(changed.jobs(*SMALL_CONFIG))
+    jobs = changed.jobs(*SMALL_CONFIG)
+    assert not {"embed_natural", "cache_pixels", "train_mini", "derive_dataset"} & set(jobs)
+    assert jobs["search_prompts"] == jobs["build_heads"] == 1, "the head of prompts that are searched by that seed"
 
 
 def test_one_new_model_line_embeds_one_model(changed):
@@ -138,7 +140,8 @@ def test_one_new_model_line_embeds_one_model(changed):
     line[lines[0].split("\t").index("weights")] = "local:resources/mini/weights/mini_clip_vit_contrastive"
     table.write_text("\n".join([*lines, "\t".join(line)]) + "\n")
     small = changed.path / "small.yaml"
-    small.write_text(small.read_text() + "    - mine\n")
+    last = "    - mini_convnext_third\n"
+    small.write_text(small.read_text().replace(last, f"{last}    - mine\n"))
     jobs = changed.jobs(*SMALL_CONFIG)
     assert jobs["embed_natural"] == jobs["build_heads"] == jobs["fetch_weights"] == 1
     assert "train_mini" not in jobs and "render_world" not in jobs
