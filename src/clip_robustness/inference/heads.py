@@ -89,9 +89,9 @@ def build_heads(
 ) -> None:
     """Write `out`/{prompt set}.{label space}.npz for every prompt set in `names` and base label space in `labels`.
 
-    Each holds `weight` float32 [C, d] (rows of norm 1), `scale` and `bias`. Heads live in `work` under a
-    key of all that decides them, so a further prompt set costs only its own. precision: as of `embed`; searched: as of
-    `templates`.
+    Each holds `weight` float32 [C, d] (rows of norm 1), `scale`, `bias` and the number of `templates`. Heads live in
+    `work` under a key of all that decides them, so a further prompt set costs only its own. precision: as of `embed`;
+    searched: as of `templates`.
     Errors: `InputError` as those of `templates`, `tokenize` and `load_clip`.
     """
     device = "cuda" if devices() else "cpu"
@@ -118,10 +118,11 @@ def build_heads(
             clip = load_clip(weights).to(device)
             dtype = compute_dtype(precision, device)
             scale, bias = scale_and_bias(clip)
-            for (store, _, _, target), rows in zip(missing, tokens, strict=True):
+            numbers: dict[str, Any] = {"scale": np.float32(scale), "bias": np.float32(bias)}
+            for (store, texts, _, target), rows in zip(missing, tokens, strict=True):
                 weight = class_weights(clip, rows, f"head {target.stem}", dtype)
                 with io.atomic(store) as temporary:
-                    np.savez(temporary, weight=weight, scale=np.float32(scale), bias=np.float32(bias))
+                    np.savez(temporary, weight=weight, templates=np.int64(len(texts)), **numbers)
     for store, _, _, target in todo:
         io.place(store, target)
 

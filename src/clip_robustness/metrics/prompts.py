@@ -76,7 +76,8 @@ def measure_prompts(
             position, top, names = _annotations(factors, images, fewest)
             annotated = {name: right[position] for name, right in correct.items()}
             rows += _factor_rows(annotated, top, names, seed, resamples)
-    sizes = {name: _templates(name) for name in sets}
+    found = {head.name.removesuffix(f".{images.base}.npz"): head for head in heads}
+    sizes = {name: _templates(name, found[name]) for name in sets}
     rows += [row("templates", size, size, size, len(images.rows), name) for name, size in sizes.items()]
     measure.write_rows(out, images, rows, templates=sizes, compared_with=list(sets)[-1], seed=seed)
 
@@ -87,10 +88,15 @@ def _join(embeddings: Path, index: Path, labels: Path, heads: Sequence[Path]) ->
     return {name: sets[name] for name in sorted(sets, key=lambda name: (_templates(name), name))}
 
 
-def _templates(name: str) -> int:
+def _templates(name: str, head: Path | None = None) -> int:
+    """The number in its name; of a set that was searched for, what its head says, as fewer may have been found."""
     number = re.search(r"\d+$", name)
     if number is None:
         raise InputError(f"prompt set '{name}': expected a name that ends in its number of templates; rename it")
+    if head is not None:
+        with np.load(head, allow_pickle=False) as file:
+            if "templates" in file:
+                return int(file["templates"])
     return int(number[0])
 
 
