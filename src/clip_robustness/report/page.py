@@ -33,7 +33,7 @@ h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; }
 h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
 p { max-width: 46rem; }
 a { color: var(--link); }
-nav { margin: 1rem 0; }
+nav { display: flex; flex-wrap: wrap; margin: 1rem 0; }
 nav a { margin-right: 1rem; white-space: nowrap; }
 figure { margin: 1.2rem 0 2.2rem; }
 figure img { width: 100%; height: auto; background: #fff; padding: .6rem; border: 1px solid var(--line);
