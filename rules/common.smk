@@ -528,7 +528,7 @@ def fit_options():
             fit["population"],
             *sources,
             *(["--reference", ID] if ID else []),
-            *(["--natural", *natural_shifts()] if natural_shifts() else []),
+            *(["--natural", *study.natural_shifts] if study.natural_shifts else []),
         ]
     )
 
@@ -722,13 +722,8 @@ def factor_patterns():
     return shlex.join([w for o, names in options.items() if names for w in (o, *names)])
 
 
-def natural_shifts():
-    roles = ("natural_shift", "video_shift")
-    return [n for n, d in study.datasets.items() if d.role in roles]
-
-
 def six_factors_options():
-    natural = natural_shifts()
+    natural = study.natural_shifts
     return shlex.join(
         [
             *(["--reference", ID] if ID else []),

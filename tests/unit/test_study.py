@@ -66,6 +66,13 @@ def test_an_attack_is_a_job_for_each_victim_and_its_accuracy_one_for_each_victim
 # Synthetic shifts
 
 
+def test_the_papers_average_has_seven_shifts(mini, paper):
+    seven = {"imagenet_v2", "imagenet_sketch", "imagenet_r", "imagenet_a", "objectnet", "imagenet_vid_robust"}
+    assert set(paper.natural_shifts) == {*seven, "ytbb_robust"} and len(paper.natural_shifts) == 7
+    others = ["mini_fresh", "mini_pose", "mini_sketch", "mini_rendition", "mini_filtered", "mini_video"]
+    assert mini.natural_shifts == others
+
+
 def test_synthetic_shifts_are_named_with_their_parts(mini, paper):
     parts = "+".join(f"imagenet_c_{part}" for part in ("noise", "blur", "weather", "digital"))
     pgd = "+".join(f"imagenet_val:{attack}" for attack in TESTBED_PGD)

@@ -333,6 +333,13 @@ class Study:
         return sorted({self.base_space(name) for name in self.evaluated})
 
     @property
+    def natural_shifts(self) -> list[str]:
+        """Those that the average is over: the ones that the config names, as far as they are there, or all."""
+        roles = ("natural_shift", "video_shift")
+        natural = [name for name, dataset in self.datasets.items() if dataset.role in roles]
+        return [name for name in self.config["average"] if name in natural] or natural
+
+    @property
     def synthetic_shifts(self) -> list[str]:
         """The synthetic shifts as the table of them takes them: a name, or a name and the parts that it is made of.
 
