@@ -50,7 +50,12 @@ def load_study(config: Mapping[str, Any], root: Path) -> Study:
         if name not in models:
             problems.append(f"{where}, prompts.models: {unknown(name, models, config['models']['table'])}")
     _check_id_dataset(config, used, f"{where}, field 'id_dataset'", problems)
-    told = {"local": config["local"], "accept": config["accept"], "overlap.controls": config["overlap"]["controls"]}
+    told = {
+        "local": config["local"],
+        "accept": config["accept"],
+        "average": config["average"],
+        "overlap.controls": config["overlap"]["controls"],
+    }
     for field, names in told.items():
         for name in [name for name in names if name not in datasets]:
             problems.append(f"{where}, {field}: {unknown(name, datasets, config['datasets']['table'])}")
