@@ -12,7 +12,7 @@ import functools
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,28 +30,53 @@ _MIDDLE = (SIZE - 1) / 2
 def write_corrupted(index: Path, out_archive: Path, out_index: Path, images: int, seed: int = 0) -> None:
     """Corrupt `images` of the images of `index`, drawn with `seed`, by every type at every severity.
 
-    out_archive  uncompressed tar of PNGs, 48 x 48 RGB
-    out_index    parquet: image_id ({corruption}/{severity}/{source id}), archive, offset, size, label, corruption,
-                 severity (int32, 1..5); by type, then severity, then the order of `index`
-    A corrupted image depends on its id and the seed alone. Errors: `InputError` when `index` has too few images.
+    Outputs: see `write_settings`. Errors: `InputError` when `index` has too few images.
     """
+    rows, _ = choose(index, images, seed)
+    clean = read_images(rows, index)
+
+    def made(image: int, name: str, severity: int, rng: np.random.Generator) -> np.ndarray:
+        return corrupt(clean[image], name, severity, rng)
+
+    write_settings(rows, list(CORRUPTIONS), made, out_archive, out_index, seed)
+
+
+def choose(index: Path, images: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns of `images` rows of `index`, and their positions there, ascending; more images, the same among them."""
     rows = read_parquet(index, ["image_id", "archive", "offset", "size", "label"])
     count = len(rows["image_id"])
     if not 1 <= images <= count:
         raise InputError(f"{index}: {count} images, and {images} are to be corrupted; expected 1..{count}")
-    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:images])  # more images, the same among them
-    rows = {name: column[chosen] for name, column in rows.items()}
-    clean = read_images(rows, index)
-    kinds = [(name, severity) for name in CORRUPTIONS for severity in range(1, SEVERITIES + 1)]
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:images])
+    return {name: column[chosen] for name, column in rows.items()}, chosen
+
+
+def write_settings(
+    rows: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    corrupted: Callable[[int, str, int, np.random.Generator], np.ndarray],
+    out_archive: Path,
+    out_index: Path,
+    seed: int,
+) -> None:
+    """Write `corrupted(image, name, severity, rng)`, uint8 [48, 48, 3], of each row by each type at each severity.
+
+    out_archive  uncompressed tar of PNGs, 48 x 48 RGB
+    out_index    parquet: image_id ({corruption}/{severity}/{source id}), archive, offset, size, label, corruption,
+                 severity (int32, 1..5); by type, then severity, then the order of `rows`
+    A corrupted image depends on its id and the seed alone: `rng` is the same for all severities of a type.
+    """
+    images = len(rows["image_id"])
+    kinds = [(name, severity) for name in names for severity in range(1, SEVERITIES + 1)]
     ids = [f"{name}/{severity}/{image_id}" for name, severity in kinds for image_id in rows["image_id"]]
     places: list[tuple[int, int]] = []
-    progress = Progress(f"corrupt {index.stem}", len(ids))
+    progress = Progress(f"corrupt {out_index.stem}", len(ids))
     with atomic(out_archive) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, severity in kinds:
-            for image, image_id in zip(clean, rows["image_id"], strict=True):
+            for image, image_id in enumerate(rows["image_id"]):
                 rng = np.random.default_rng(_number(seed, name, image_id))
-                corrupted = corrupt(image, name, severity, rng)
-                places.append(add_png(tar, f"{ids[len(places)]}.png", corrupted))
+                picture = corrupted(image, name, severity, rng)
+                places.append(add_png(tar, f"{ids[len(places)]}.png", picture))
             progress.update(images)
     offsets, sizes = np.array(places, np.int64).T
     columns = {"image_id": ids, "archive": [str(out_archive)] * len(ids), "offset": offsets, "size": sizes}
@@ -83,8 +108,8 @@ def _frequencies(kernel: np.ndarray) -> np.ndarray:
     return np.fft.rfft2(np.roll(full, (-reach, -reach), (0, 1)))[:, :, None]
 
 
-def _convolve(image: np.ndarray, transfer: np.ndarray) -> np.ndarray:
-    """Of [48, 48, c]."""
+def convolve(image: np.ndarray, transfer: np.ndarray) -> np.ndarray:
+    """An image [48, 48, c] by a transfer function as `disc` gives it."""
     padded = np.pad(image, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)), mode="symmetric")
     spread = np.fft.irfft2(np.fft.rfft2(padded, axes=(0, 1)) * transfer, padded.shape[:2], axes=(0, 1))
     return spread[_PAD:-_PAD, _PAD:-_PAD].astype(np.float32)
@@ -98,7 +123,8 @@ def _gaussian(sigma: float) -> np.ndarray:
 
 
 @functools.cache
-def _disc(radius: float) -> np.ndarray:
+def disc(radius: float) -> np.ndarray:
+    """The transfer function of defocus; radius in pixels."""
     at = np.arange(-_PAD, _PAD + 1)
     return _frequencies(np.clip(radius + 0.5 - np.hypot(at[:, None], at), 0, 1))
 
@@ -113,13 +139,14 @@ def _line(length: float, degrees: int) -> np.ndarray:
     return _frequencies(np.clip(length / 2 + 0.5 - abs(u), 0, 1) * np.clip(1 - abs(v), 0, 1))
 
 
-def _sample(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def sample(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Bilinear values [..., c] of an image at places in pixels, which broadcast; the border's beyond the border."""
     rows, columns = (np.clip(at, 0, SIZE - 1.001) for at in (rows, columns))
-    top, left = rows.astype(int), columns.astype(int)
-    down, right = (rows - top)[..., None], (columns - left)[..., None]
-    upper = image[top, left] * (1 - right) + image[top, left + 1] * right
-    lower = image[top + 1, left] * (1 - right) + image[top + 1, left + 1] * right
+    top, left = rows.astype(np.int32), columns.astype(np.int32)
+    down, right = ((at - whole).astype(np.float32)[..., None] for at, whole in ((rows, top), (columns, left)))
+    flat, at = image.reshape(SIZE * SIZE, -1), top * SIZE + left
+    upper = flat.take(at, axis=0) * (1 - right) + flat.take(at + 1, axis=0) * right
+    lower = flat.take(at + SIZE, axis=0) * (1 - right) + flat.take(at + SIZE + 1, axis=0) * right
     return upper * (1 - down) + lower * down
 
 
@@ -148,7 +175,7 @@ def _impulse_noise(image: np.ndarray, share: float, rng: np.random.Generator) ->
 
 
 def _defocus_blur(image: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    return _convolve(image, _disc(radius))
+    return convolve(image, disc(radius))
 
 
 def _glass_blur(image: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
@@ -156,24 +183,24 @@ def _glass_blur(image: np.ndarray, strength: tuple[float, float], rng: np.random
     distance, sigma = strength
     down, right = distance * rng.uniform(-1, 1, (2, SIZE, SIZE))
     rows, columns = (np.clip(np.rint(at), 0, SIZE - 1).astype(int) for at in (_AT[:, None] + down, _AT + right))
-    return _convolve(image[rows, columns], _gaussian(sigma))
+    return convolve(image[rows, columns], _gaussian(sigma))
 
 
 def _motion_blur(image: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
-    return _convolve(image, _line(length, int(rng.integers(180))))
+    return convolve(image, _line(length, int(rng.integers(180))))
 
 
 def _zoom_blur(image: np.ndarray, largest: float, rng: np.random.Generator) -> np.ndarray:
     zooms = np.linspace(1, largest, 7)
     places = [(_AT - _MIDDLE) / zoom + _MIDDLE for zoom in zooms]
-    return np.mean([_sample(image, at[:, None], at) for at in places], axis=0)
+    return np.mean([sample(image, at[:, None], at) for at in places], axis=0)
 
 
 def _snow(image: np.ndarray, strength: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     """Falling flakes, drawn out by the wind, before a paler scene; `strength`: share of flakes, paleness."""
     share, pale = strength
     flakes: np.ndarray = (rng.random((SIZE, SIZE, 1), np.float32) < share).astype(np.float32)
-    flakes = 2.2 * _convolve(flakes, _line(4.0, 60 + int(rng.integers(60))))
+    flakes = 2.2 * convolve(flakes, _line(4.0, 60 + int(rng.integers(60))))
     grey = image.max(axis=2, keepdims=True) * 0.5 + 0.45
     return image * (1 - pale) + np.maximum(image, grey) * pale + flakes
 
@@ -182,7 +209,7 @@ def _frost(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.n
     """Needles of ice in three directions, densest where a slow noise is high."""
     seeds = (rng.random((SIZE, SIZE, 1), np.float32) < 0.06).astype(np.float32)
     first = int(rng.integers(60))
-    needles = np.max([_convolve(seeds, _line(11.0, first + turn)) for turn in (0, 60, 120)], axis=0)
+    needles = np.max([convolve(seeds, _line(11.0, first + turn)) for turn in (0, 60, 120)], axis=0)
     ice = np.clip(0.35 * _cloud(rng, 1.6) + 3.5 * needles, 0, 1) * np.clip(2.4 * _cloud(rng, 2.0) - 0.5, 0, 1)
     return image * (1 - 0.5 * strength * ice) + strength * ice * np.array([0.68, 0.80, 0.92], np.float32)
 
@@ -205,9 +232,9 @@ def _contrast(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.
 
 def _elastic_transform(image: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
     """Each place moves by a smooth field; `pixels` is its root mean square along each axis."""
-    field = _convolve(rng.standard_normal((SIZE, SIZE, 2), np.float32), _gaussian(3.5))
+    field = convolve(rng.standard_normal((SIZE, SIZE, 2), np.float32), _gaussian(3.5))
     field *= pixels / field.std()
-    return _sample(image, _AT[:, None] + field[:, :, 0], _AT + field[:, :, 1])
+    return sample(image, _AT[:, None] + field[:, :, 0], _AT + field[:, :, 1])
 
 
 def _pixelate(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
