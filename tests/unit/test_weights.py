@@ -5,22 +5,28 @@ import copy
 import hashlib
 import http.server
 import json
+import resource
 import threading
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
+import safetensors.torch
 import timm
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
-from clip_robustness.inference import load
+from clip_robustness.inference import image_text, load
+from clip_robustness.inference.describe import describe_model
+from clip_robustness.inference.vision_language import Lmm
 from clip_robustness.inference.weights import blend_weights, fetch_weights
+from tests.unit import llavas
 from tests.unit.clips import TEXT, VISION, clip_folder
 
 TINY = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
@@ -501,6 +507,292 @@ def test_a_text_tower_of_another_library_loads_without_the_hub(hub, tmp_path, mo
         assert torch.equal(load.load_clip(out).encode_text(tokens[:, :16]), model.encode_text(tokens[:, :16]))
 
 
+# Models of transformers that answer in text
+
+LLAVA = "LlavaForConditionalGeneration"
+ONE, SHARDED = "model.safetensors", "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def llava_files(tmp_path_factory):
+    """Tiny LLaVAs as a hub has them: the weights in one file, in shards with an index, and a LLaVA-1.6."""
+    repositories = {}
+    for name, size, kind in (("one", "1GB", "Llava"), ("shards", "80KB", "Llava"), ("next", "80KB", "LlavaNext")):
+        model, processor = llavas.llava(kind)
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder, max_shard_size=size)
+        processor.save_pretrained(folder)
+        repositories[f"llava/{name}"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert SHARDED in repositories["llava/shards"] and ONE in repositories["llava/one"]
+    return repositories
+
+
+@pytest.fixture
+def llava_hub(hub, llava_files):
+    hub.repositories |= {name: dict(files) for name, files in llava_files.items()}
+    return hub
+
+
+def fetch_llava(folder: Path, weights: str, architecture=LLAVA) -> Path:
+    return fetch(folder, weights, "transformers", architecture)
+
+
+def answers(folder: Path):
+    images = [llavas.picture(llavas.COLOURS[0]), llavas.picture(llavas.COLOURS[1])]
+    return Lmm(folder).answer(images, [("cup", "pen"), ("bow tie", "desk lamp")], 3)
+
+
+def write_folder(folder: Path, files) -> Path:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["llava/one", "llava/shards", "llava/next"])
+@pytest.mark.parametrize("scheme", ["hub", "local"])
+def test_a_llava_answers_as_its_repository_does_and_without_the_hub(llava_hub, tmp_path, disconnected, name, scheme):
+    files = llava_hub.repositories[name]
+    source = write_folder(tmp_path / "source", files)
+    others = {
+        "pytorch_model.bin": b"pickle",
+        "modeling.py": b"code",
+        "consolidated.safetensors": b"",
+        "README.md": b"#",
+    }
+    files |= others
+    write_folder(tmp_path / "mine", files)
+    architecture = "LlavaNextForConditionalGeneration" if name == "llava/next" else LLAVA
+    out = fetch_llava(tmp_path, f"hub:{name}" if scheme == "hub" else f"local:{tmp_path / 'mine'}", architecture)
+    disconnected()
+    wanted = set(files) - set(others)
+    assert {path.name for path in out.iterdir()} == {*wanted, "manifest.json"}
+    assert {"processor_config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"} < wanted
+    assert all((out / name).read_bytes() == files[name] for name in wanted)
+    assert not any(other in path for path in llava_hub.seen for other in others)
+    manifest, pinned = io.check_sealed(out), {}
+    assert (manifest["architecture"], manifest["file"]) == (architecture, SHARDED if SHARDED in files else ONE)
+    if scheme == "hub":
+        checksums = {name: hashlib.sha256(files[name]).hexdigest() for name in wanted}
+        pinned = {f"hub:{name}": {"revision": COMMIT, "files": checksums}}
+        assert manifest["revision"] == COMMIT
+    assert read_lock(tmp_path) == pinned
+    assert answers(out) == answers(source)
+
+
+def read_lock(folder: Path):
+    path = folder / "weights.lock.json"
+    return io.read_json(path) if path.exists() else {}
+
+
+def change_config(files, name="config.json", **changes):
+    files[name] = json.dumps({**json.loads(files[name]), **changes}).encode()
+
+
+def change_tensors(files, change):
+    """Rewrite the file of weights with what `change` makes of its tensors."""
+    state = safetensors.torch.load(files[ONE])
+    change(state)
+    files[ONE] = safetensors.torch.save(state)
+
+
+BIAS = "multi_modal_projector.linear_1.bias"
+SECOND = "model-00002-of-00003.safetensors"
+CODE = {"AutoModel": "modeling.LLaVA"}
+
+
+def index_of(shards):
+    return json.dumps({"metadata": {}, "weight_map": dict(enumerate(shards))}).encode()
+
+
+LLAVA_FAULTS = {
+    "misshapen": (
+        "one",
+        lambda files: change_tensors(files, lambda state: state.update({BIAS: torch.zeros(3)})),
+        rf"its tensors are not those of its config.json: mismatched keys: model.{BIAS} \[3\] for \[32\]",
+    ),
+    "fewer": (
+        "one",
+        lambda files: change_tensors(files, lambda state: state.pop(BIAS)),
+        rf"missing keys: model.{BIAS} \(1 in all\)",
+    ),
+    "more": (
+        "one",
+        lambda files: change_tensors(files, lambda state: state.update(more=torch.zeros(3))),
+        r"unexpected keys: more \(1 in all\)",
+    ),
+    "nan": (
+        "one",
+        lambda files: change_tensors(files, lambda state: state[BIAS].fill_(float("nan"))),
+        f"tensor '{BIAS}' holds values that are not finite",
+    ),
+    "another size": (
+        "one",
+        lambda files: change_config(
+            files, text_config=json.loads(files["config.json"])["text_config"] | {"vocab_size": 9}
+        ),
+        r"mismatched keys: lm_head.weight \[\d+, 32\] for \[9, 32\]",
+    ),
+    "a shard too few": ("shards", lambda files: files.pop(SECOND), f"lists {SECOND}, which is not there"),
+    "a shard cut off": (
+        "shards",
+        lambda files: files.update({SECOND: files[SECOND][:-9]}),
+        f"{SECOND} is no whole safetensors file",
+    ),
+    "no index": ("shards", lambda files: files.update({SHARDED: b"{}"}), "is no index of shards"),
+    "half an index": ("shards", lambda files: files.update({SHARDED: b'{"weight'}), "is no index of shards"),
+    "an index of other folders": (
+        "shards",
+        lambda files: files.update({SHARDED: index_of(["../../model.safetensors"])}),
+        "lists '../../model.safetensors', which is no safetensors file beside it",
+    ),
+    "an index of pickles": (
+        "shards",
+        lambda files: files.update({SHARDED: index_of(["model.bin"]), "model.bin": b""}),
+        "lists 'model.bin', which is no safetensors file",
+    ),
+    "pickles": (
+        "one",
+        lambda files: files.update({"pytorch_model.bin": files.pop(ONE)}),
+        "has only pytorch_model.bin, a pickle, which is not read; expected model.safetensors or",
+    ),
+    "no weights": ("one", lambda files: files.pop(ONE), "has neither; expected model.safetensors"),
+    "code": (
+        "one",
+        lambda files: change_config(files, auto_map=CODE),
+        r"config.json names code of the repository \(auto_map\), which is not run",
+    ),
+    "code of a part": (
+        "one",
+        lambda files: change_config(files, vision_config={"auto_map": CODE}),
+        "config.json names code",
+    ),
+    "code of a processor": (
+        "one",
+        lambda files: change_config(files, "processor_config.json", image_processor=[{"auto_map": CODE}]),
+        "processor_config.json names code of the repository",
+    ),
+    "another class": (
+        "one",
+        lambda files: change_config(files, architectures=["LlavaNextForConditionalGeneration"]),
+        f"is of the architecture 'LlavaNextForConditionalGeneration', the line says '{LLAVA}'",
+    ),
+    "no class": (
+        "one",
+        lambda files: change_config(files, architectures=None),
+        "is of the architecture 'none', the line",
+    ),
+    "another type": (
+        "one",
+        lambda files: change_config(files, model_type="llava_next"),
+        f"has the model_type 'llava_next', which is not that of a '{LLAVA}'",
+    ),
+    "quantised": (
+        "one",
+        lambda files: change_config(files, quantization_config={"quant_method": "awq"}),
+        "its weights are quantised; name the repository of the whole ones",
+    ),
+    "no configuration": ("one", lambda files: files.pop("config.json"), "has no config.json"),
+    "no tokenizer": (
+        "one",
+        lambda files: files.pop("tokenizer.json"),
+        "no processor of images and text",
+    ),
+    "no images": ("one", lambda files: files.pop("processor_config.json"), "no processor of images and text"),
+}
+
+
+@pytest.mark.parametrize("fault", LLAVA_FAULTS)
+def test_a_llava_that_cannot_be_taken(llava_hub, tmp_path, fault):
+    name, spoil, message = LLAVA_FAULTS[fault]
+    spoil(llava_hub.repositories[f"llava/{name}"])
+    with pytest.raises(InputError, match=rf"^models.tsv, line 'm', weights 'hub:llava/{name}'.*{message}") as caught:
+        fetch_llava(tmp_path, f"hub:llava/{name}")
+    assert len(str(caught.value)) < 600 and str(tmp_path / ".m-") not in str(caught.value)
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache", "out", "weights.lock.json"}
+
+
+@pytest.mark.parametrize("fault", ["a shard too few", "code", "another class", "quantised"])
+def test_what_small_files_show_is_said_before_a_shard_is_fetched(llava_hub, tmp_path, fault):
+    _, spoil, _ = LLAVA_FAULTS[fault]
+    spoil(llava_hub.repositories["llava/shards"])
+    with pytest.raises(InputError):
+        fetch_llava(tmp_path, "hub:llava/shards")
+    assert llava_hub.seen and not any(path.endswith(".safetensors") for path in llava_hub.seen)
+    assert read_lock(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("weights", "architecture", "message"),
+    [
+        ("hub:llava/one", "LlavaForConditional", f"has no class 'LlavaForConditional'; the nearest is '{LLAVA}'"),
+        ("hub:llava/one", "LlamaForCausalLM", "AutoModelForImageTextToText has no class 'LlamaForCausalLM'"),
+        ("hub:llava/one:model.safetensors", LLAVA, "a whole repository or folder, and not 'model.safetensors'"),
+        ("local:{}/one/model.safetensors", LLAVA, "a whole repository or folder, and not 'model.safetensors'"),
+    ],
+)
+def test_a_line_that_names_no_llava(llava_hub, tmp_path, weights, architecture, message):
+    write_folder(tmp_path / "one", llava_hub.repositories["llava/one"])
+    with pytest.raises(InputError, match=message):
+        fetch_llava(tmp_path, weights.format(tmp_path), architecture)
+    assert not any("/resolve/" in path for path in llava_hub.seen)
+
+
+def test_every_file_of_a_llava_is_pinned(llava_hub, tmp_path):
+    out = fetch_llava(tmp_path, "hub:llava/shards")
+    llava_hub.commit = LATER  # the hub has moved on
+    assert io.check_sealed(fetch_llava(tmp_path, "hub:llava/shards"))["revision"] == COMMIT
+    lock = tmp_path / "weights.lock.json"
+    for name in (SECOND, "tokenizer.json", "config.json"):
+        text = lock.read_text()
+        lock.write_text(text.replace(f'"{name}": "', f'"{name}": "0'))
+        with pytest.raises(InputError, match=r"weights.lock.json, hub:llava/shards: pinned .*remove that entry"):
+            fetch_llava(tmp_path, "hub:llava/shards")
+        lock.write_text(text)
+    path = out / SECOND
+    assert (path.stat().st_nlink, (out / "config.json").stat().st_nlink) == (2, 1), "large files are the cache's own"
+    path.unlink()
+    path.write_bytes(llava_hub.repositories["llava/shards"][SECOND][:-1] + b"x")
+    with pytest.raises(InputError, match=f"{SECOND}: its SHA-256 is not that of the manifest"):
+        io.check_sealed(out)
+
+
+def test_shards_and_templates_of_an_earlier_fetch_go(llava_hub, tmp_path):
+    out = fetch_llava(tmp_path, "hub:llava/shards")
+    del llava_hub.repositories["llava/one"]["chat_template.jinja"]
+    assert fetch_llava(tmp_path, "hub:llava/one") == out
+    left = {path.name for path in out.iterdir()} - {"manifest.json"}
+    assert left == set(llava_hub.repositories["llava/one"]) == set(io.check_sealed(out)["files"])
+
+
+def test_tensors_of_a_large_model_are_compared_without_its_memory(tmp_path):
+    config = transformers.LlavaConfig(architectures=[LLAVA])  # LLaVA-1.5 7B: 28 GB in float32
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = transformers.LlavaForConditionalGeneration(config)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    image_text._check_fit("m", LLAVA, tmp_path, shapes)
+    with pytest.raises(InputError, match=r"missing keys: .*\(\d{3} in all\)"):
+        image_text._check_fit("m", LLAVA, tmp_path, {"another": [3]})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def test_a_llava_is_described_without_its_weights(llava_hub, tmp_path, capsys):
+    describe_model("transformers", LLAVA, "hub:llava/shards", "mine")
+    header, row = (line.split("\t") for line in capsys.readouterr().out.splitlines()[-2:])
+    line = dict(zip(header, row, strict=True))
+    model, _ = llavas.llava()
+    assert float(line["params_m"]) == round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
+    assert line["preprocess"] == "resize(24,bicubic)|center_crop(24)|normalize(openai)"
+    assert (line["image_size"], line["group"], line["family"]) == ("24", "vlm", "vit") and float(line["gflops"]) > 0
+    assert not any(path.endswith(".safetensors") for path in llava_hub.seen)
+    del llava_hub.repositories["llava/one"]["config.json"]
+    with pytest.raises(InputError, match=r"'hub:llava/one'.* has no config.json"):
+        describe_model("transformers", LLAVA, "hub:llava/one")
+
+
 # Interpolation
 
 
@@ -536,6 +828,19 @@ def test_a_blend_needs_two_of_a_kind(tmp_path):
     io.seal(changed, model="changed")
     with pytest.raises(InputError, match=r"1 tensors differ in shape, 'visual.proj' first: \[64, 24\] and \[3\]"):
         blend_weights("m", parent, changed, 0.5, tmp_path / "out")
+
+
+def test_a_blend_of_llavas_needs_one_architecture(llava_files, tmp_path):
+    folders = [write_folder(tmp_path / name, dict(llava_files["llava/one"])) for name in "ab"]
+    for folder in folders:
+        io.seal(folder, model=folder.name, architecture=LLAVA)
+    blend_weights("m", *folders, 0.5, tmp_path / "out")
+    assert answers(tmp_path / "out") == answers(folders[0])
+    config = io.read_json(folders[1] / "config.json")
+    io.write_json(folders[1] / "config.json", config | {"vision_feature_layer": -1})
+    io.seal(folders[1], model="b", architecture=LLAVA)
+    with pytest.raises(InputError, match=r"config.json describes another model"):
+        blend_weights("m", *folders, 0.5, tmp_path / "out")
 
 
 # Loading

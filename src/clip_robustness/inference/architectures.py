@@ -17,7 +17,7 @@ from clip_robustness.core import io
 from clip_robustness.core.io import InputError
 from clip_robustness.core.lock import say
 from clip_robustness.inference import checkpoints
-from clip_robustness.inference.hub import Place, fetch_files
+from clip_robustness.inference.hub import Bring, Place, fetch_files
 from clip_robustness.inference.load import CLASSIFIER, CONFIGS, TEXT_CONFIG, build_model, load_tokenizer, summary
 
 TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
@@ -29,10 +29,11 @@ DECISIVE = {
 
 
 class Source(NamedTuple):
-    """A checkpoint, the small files of its folder by name, and what the manifest says of where it is from."""
+    """A checkpoint, the files of its folder by name, the chosen ones, and what the manifest says of their origin."""
 
     checkpoint: Path
     files: Mapping[str, Path]
+    chosen: Sequence[str]
     facts: Mapping[str, Any]
 
 
@@ -169,7 +170,7 @@ def _check_head(where: str, head: Path, width: int) -> None:
 def _from_other(where: str, repository: str, part: str, lock: Path) -> Mapping[str, Path]:
     """The tokenizer, or the configuration, of the repository that an open_clip configuration names."""
 
-    def choose(names: Sequence[str]) -> list[str]:
+    def choose(names: Sequence[str], _: Bring) -> list[str]:
         chosen = [n for n in names if n == "config.json" or (part == "tokenizer" and matches(n, TOKENIZER))]
         if not chosen:
             raise InputError(f"{where}: '{repository}', which has its {part}, has no config.json")

@@ -1,6 +1,7 @@
 """A line of models.tsv from a library's own facts: to add a model is to copy what this prints."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from clip_robustness.core.study import Model
 
 def describe_model(library: str, architecture: str, weights: str, name: str = "") -> None:
     """Print the header and a model's line; what a library cannot know (source, licence) is left to be filled in."""
-    facts = {"open_clip": _open_clip, "timm": _timm}[library](architecture, weights)
+    facts = {"open_clip": _open_clip, "timm": _timm, "transformers": _transformers}[library](architecture, weights)
     known = {
         "model": name or architecture.lower().replace("/", "-"),
         "title": architecture,
         "library": library,
         "architecture": architecture,
         "weights": weights,
-        "group": "clip_zero_shot" if library == "open_clip" else "standard",
+        "group": {"open_clip": "clip_zero_shot", "transformers": "vlm"}.get(library, "standard"),
         "source": "FILL IN",
         "finetuning": "none",
         "loss": "softmax" if library == "open_clip" else "cross_entropy",
@@ -99,6 +100,61 @@ def _timm(architecture: str, weights: str) -> dict[str, Any]:
         "preprocess": str(spec),
         "licence": model.pretrained_cfg.get("license") or "",
     }
+
+
+def _transformers(architecture: str, weights: str) -> dict[str, Any]:
+    """Facts of the small files beside the weights, which are brought from the hub where they are not here."""
+    import torch
+    import transformers
+    from PIL import Image
+
+    from clip_robustness.inference import image_text
+    from clip_robustness.inference.vision_language import QUESTION, load_processor, write_prompt
+    from clip_robustness.inference.weights import find_source
+
+    where = f"weights '{weights}'"
+    image_text.check_architecture(where, architecture)
+    choose = functools.partial(image_text.choose_small, where, architecture)
+    folder = find_source(where, choose, weights, None).checkpoint.parent
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model = getattr(transformers, architecture)(config)
+    processor = load_processor(folder)
+    prompt, image = write_prompt(processor, QUESTION.format("a", "b")), Image.new("RGB", (512, 512))
+    tokens = processor(images=[[image]], text=[prompt], return_tensors="pt").input_ids.shape[1]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    computing = parameters - model.get_input_embeddings().weight.numel()
+    spec = _processors_spec(processor.image_processor)
+    vision = getattr(config, "vision_config", None)
+    size = getattr(vision, "image_size", None)
+    return {
+        "params_m": f"{parameters / 1e6:.2f}",
+        "gflops": f"{2 * computing * tokens / 1e9:.4g}",  # about: each weight once a token of a question
+        "image_size": size if isinstance(size, int) else max(spec.size) if spec else "FILL IN",
+        "family": "vit" if hasattr(vision, "patch_size") else "FILL IN",
+        "preprocess": spec or "",
+    }
+
+
+def _processors_spec(images: Any) -> Preprocessing | None:
+    """What a processor does to an image, where it resizes to one size, perhaps crops, and normalises."""
+    from PIL.Image import Resampling
+
+    size, crop = (
+        {k: v for k, v in dict(getattr(images, name, None) or {}).items() if v} for name in ("size", "crop_size")
+    )
+    crop = crop if getattr(images, "do_center_crop", False) else {}
+    fixed, shorter = set(size) == {"height", "width"}, set(size) == {"shortest_edge"} and bool(crop)
+    if not (images.do_resize and images.do_normalize and (fixed or shorter)):
+        return None
+    return Preprocessing(
+        squash=(size["height"], size["width"]) if fixed else None,
+        shorter_side=size["shortest_edge"] if shorter else None,
+        crop=(crop["height"], crop["width"]) if crop else None,
+        interpolation=Resampling(images.resample).name.lower(),
+        mean=tuple(images.image_mean),
+        std=tuple(images.image_std),
+    )
 
 
 def _numbers(model: Any, tower: Any, size: int) -> dict[str, Any]:

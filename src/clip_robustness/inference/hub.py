@@ -29,30 +29,39 @@ class Place(NamedTuple):
         return cls(repository, revision, file)
 
 
+Bring = Callable[[str], Path]  # name of a file in a repository -> where it lies here
+
+
 class Fetched(NamedTuple):
     commit: str
     files: Mapping[str, Path]
 
 
 def fetch_files(
-    where: str, key: str, place: Place, choose: Callable[[Sequence[str]], Sequence[str]], lock: Path
+    where: str, key: str, place: Place, choose: Callable[[Sequence[str], Bring], Sequence[str]], lock: Path | None
 ) -> Fetched:
     """Bring the files that `choose` picks of a repository's file names, at one commit.
 
-    where: what error messages begin with. key: the entry of the lock file that pins the commit and every file's SHA-256
-    when they first come; it decides the commit unless `place` names a revision. The files lie in the hub's cache.
+    where: what error messages begin with. choose: it may bring single files to look at before it picks.
+    key: the entry of the lock file that pins the commit and every file's SHA-256 when they first come; it decides the
+    commit unless `place` names a revision. Without a lock file nothing is pinned. The files lie in the hub's cache.
     Errors: `InputError` for a repository or revision that is missing or gated, for no network and nothing in the cache,
     for a file whose content is not what the hub, or the lock file, says.
     """
     from huggingface_hub import hf_hub_download
 
-    revision = place.revision or pins_of(lock).get(key, {}).get("revision") or "main"
+    pinned = pins_of(lock).get(key, {}) if lock else {}
+    revision = place.revision or pinned.get("revision") or "main"
     with _errors_named(f"{where}, revision '{revision}'", place.repository):
         commit, expected = _look_up(place.repository, revision)
-        files = {
-            name: Path(hf_hub_download(place.repository, name, revision=commit)) for name in choose(sorted(expected))
-        }
+
+        def bring(name: str) -> Path:
+            return Path(hf_hub_download(place.repository, name, revision=commit))
+
+        files = {name: bring(name) for name in choose(sorted(expected), bring)}
     checksums = {name: _check(path, expected[name], where) for name, path in files.items()}
+    if not lock:
+        return Fetched(commit, files)
     try:
         pin(lock, key, {"revision": commit, "files": checksums})
     except InputError as error:

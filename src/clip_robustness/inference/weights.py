@@ -4,15 +4,16 @@ Whatever the source, the folder has a hub's layout, is safetensors only, and has
 a GPU node reads no pickle, asks no hub, and meets no tensor of another shape.
 """
 
+import functools
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
-from clip_robustness.inference import checkpoints
+from clip_robustness.inference import checkpoints, image_text
 from clip_robustness.inference.architectures import (
     TOKENIZER,
     Source,
@@ -23,7 +24,7 @@ from clip_robustness.inference.architectures import (
     matches,
     nearest,
 )
-from clip_robustness.inference.hub import Place, fetch_files
+from clip_robustness.inference.hub import Bring, Place, fetch_files
 from clip_robustness.inference.load import CONFIGS
 
 # By preference. `model.safetensors` comes last for open_clip, since beside its own files it is another library's.
@@ -38,6 +39,9 @@ WEIGHTS = {
 }
 
 
+Choose = Callable[[Place, Sequence[str], Bring], Sequence[str]]
+
+
 class Wanted(NamedTuple):
     """File names of a repository or folder: checkpoints by preference, and patterns of small files."""
 
@@ -48,35 +52,45 @@ class Wanted(NamedTuple):
 def fetch_weights(model: str, library: str, architecture: str, weights: str, out: Path, lock: Path) -> None:
     """Bring the weights of a line of models.tsv into the folder `out`, and seal it.
 
-    library: open_clip or timm. architecture: the library's name, which decides the model that is built; what the
-    repository's own configuration says otherwise is recorded in the manifest, as `differs`.
-    weights: `hub:OWNER/NAME[@REVISION][:FILE]`, or `local:PATH` of a folder in a hub's layout or of one checkpoint.
+    library: open_clip, timm or transformers. architecture: the library's name, which decides the model that is built;
+    what the repository's own configuration says otherwise is recorded in the manifest, as `differs`. Of transformers
+    it is the class that config.json names, and one that AutoModelForImageTextToText knows.
+    weights: `hub:OWNER/NAME[@REVISION][:FILE]`, or `local:PATH` of a folder in a hub's layout or of one checkpoint; of
+    transformers always a whole repository or folder.
     lock: the file that pins a hub's commits and checksums, under `weights`.
     Errors: `InputError` where the weights cannot be had, are damaged, hold code or values that are not finite, or do
     not fit the architecture.
     """
     where = f"models.tsv, line '{model}', weights '{weights}'"
-    known = known_configuration(where, library, architecture)
-    source = _source(where, _wanted(library, known), weights, lock)
+    known = {} if library == "transformers" else known_configuration(where, library, architecture)
+    source = find_source(where, _chooser(where, library, architecture, known), weights, lock)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{model}-") as name:
-        folder = Path(name)
-        target = folder / WEIGHTS[library][0]
-        if not checkpoints.is_plain(source.checkpoint, where):
-            checkpoints.to_safetensors(source.checkpoint, target, where)
-        elif weights.startswith("hub:"):
-            io.place(source.checkpoint.resolve(), target)
+        folder, linked, facts = Path(name), weights.startswith("hub:"), dict[str, Any]()
+        if library == "transformers":
+            image_text.copy_model(where, architecture, source, folder, linked)
         else:
-            shutil.copyfile(source.checkpoint, target)
-        checkpoints.check_finite(target, where)
-        shapes = checkpoints.shapes_of(target, where)
-        config, differs = configuration(where, library, architecture, known, source, shapes)
-        io.write_json(folder / CONFIGS[library], config)
-        if library == "open_clip":
-            add_companions(where, folder, config, source, lock)
-        resized = check_fit(where, library, architecture, folder, shapes)
+            shapes = _copy_checkpoint(where, library, source, folder, linked)
+            config, differs = configuration(where, library, architecture, known, source, shapes)
+            io.write_json(folder / CONFIGS[library], config)
+            if library == "open_clip":
+                add_companions(where, folder, config, source, lock)
+            facts = {"differs": differs, "resized": check_fit(where, library, architecture, folder, shapes)}
         _replace(out, folder)
-    io.seal(out, model=model, architecture=architecture, differs=differs, resized=resized, **source.facts)
+    io.seal(out, model=model, architecture=architecture, **facts, **source.facts)
+
+
+def _copy_checkpoint(where: str, library: str, source: Source, folder: Path, linked: bool) -> dict[str, list[int]]:
+    """A checkpoint, as safetensors, checked to be finite; tensor name -> shape."""
+    target = folder / WEIGHTS[library][0]
+    if not checkpoints.is_plain(source.checkpoint, where):
+        checkpoints.to_safetensors(source.checkpoint, target, where)
+    elif linked:
+        io.place(source.checkpoint.resolve(), target)
+    else:
+        shutil.copyfile(source.checkpoint, target)
+    checkpoints.check_finite(target, where)
+    return checkpoints.shapes_of(target, where)
 
 
 def blend_weights(model: str, parent: Path, finetuned: Path, share: float, out: Path) -> None:
@@ -122,35 +136,43 @@ def _model_part(path: Path) -> Any:
     config = io.read_json(path)
     if "model_cfg" in config:
         return config["model_cfg"]
+    if "architectures" in config:
+        return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
     return [config.get(key) for key in ("architecture", "num_classes", "model_args")]
 
 
-def _wanted(library: str, known: Mapping[str, Any]) -> Wanted:
-    """A tokenizer of its own is taken where the architecture has one, or may have one."""
-    with_tokenizer = library == "open_clip" and (not known or "hf_tokenizer_name" in known["model_cfg"]["text_cfg"])
-    return Wanted(WEIGHTS[library], (CONFIGS[library], *((*TOKENIZER, "config.json") if with_tokenizer else ())))
-
-
-def _source(where: str, wanted: Wanted, weights: str, lock: Path) -> Source:
+def find_source(where: str, choose: Choose, weights: str, lock: Path | None) -> Source:
+    """Where the files of `weights` lie here, those of a hub fetched, and pinned in `lock`."""
     scheme, _, text = weights.partition(":")
     if scheme == "hub":
         place = Place.parse(text)
-        commit, files = fetch_files(where, weights, place, lambda names: _choose(where, wanted, place, names), lock)
+        commit, files = fetch_files(where, weights, place, functools.partial(choose, place), lock)
         checkpoint = place.file or next(iter(files))
-        return Source(
-            files[checkpoint], files, {"repository": place.repository, "revision": commit, "file": checkpoint}
-        )
+        facts = {"repository": place.repository, "revision": commit, "file": checkpoint}
+        return Source(files[checkpoint], files, list(files), facts)
     path = Path(text).expanduser()
     if scheme != "local" or not path.exists():
         raise InputError(f"{where}: expected hub:OWNER/NAME, or local:PATH of a folder or a checkpoint that exists")
+    files = {file.name: file for file in ([path] if path.is_file() else path.iterdir()) if file.is_file()}
+    place = Place(text, file=path.name if path.is_file() else "")
+    chosen = choose(place, sorted(files), files.__getitem__)
     if path.is_file():
-        return Source(path, {}, {"copied_from": path.name})
-    files = {file.name: file for file in path.iterdir() if file.is_file()}
-    checkpoint = _choose(where, wanted, Place(text), sorted(files))[0]
-    return Source(path / checkpoint, files, {"copied_from": path.name, "file": checkpoint})
+        return Source(path, {}, (), {"copied_from": path.name})
+    return Source(files[chosen[0]], files, chosen, {"copied_from": path.name, "file": chosen[0]})
 
 
-def _choose(where: str, wanted: Wanted, place: Place, names: Sequence[str]) -> list[str]:
+def _chooser(where: str, library: str, architecture: str, known: Mapping[str, Any]) -> Choose:
+    """What picks the files of a repository."""
+    if library == "transformers":
+        image_text.check_architecture(where, architecture)
+        return functools.partial(image_text.choose, where, architecture)
+    # A tokenizer of its own is taken where the architecture has one, or may have one.
+    with_tokenizer = library == "open_clip" and (not known or "hf_tokenizer_name" in known["model_cfg"]["text_cfg"])
+    small = (CONFIGS[library], *((*TOKENIZER, "config.json") if with_tokenizer else ()))
+    return functools.partial(_choose, where, Wanted(WEIGHTS[library], small))
+
+
+def _choose(where: str, wanted: Wanted, place: Place, names: Sequence[str], _: Bring) -> list[str]:
     """The checkpoint's name, first, and those of the small files that may be needed with it."""
     if place.file and place.file not in names:
         raise InputError(f"{where}: no file '{place.file}' in {place.repository}{nearest(place.file, names)}")
@@ -166,7 +188,7 @@ def _replace(out: Path, folder: Path) -> None:
     """Move the files of `folder` to `out`, and away with what an earlier fetch has left there."""
     names = {path.name for path in folder.iterdir()}
     for path in out.iterdir():
-        written = path.suffix in (".safetensors", ".bin", ".json") or matches(path.name, TOKENIZER)
+        written = path.suffix in (".safetensors", ".bin", ".json", ".jinja") or matches(path.name, TOKENIZER)
         if path.is_file() and path.name not in names and written:
             path.unlink()
     for path in sorted(folder.iterdir()):
