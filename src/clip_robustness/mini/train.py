@@ -39,7 +39,7 @@ def train_model(recipe: Mapping[str, Any], index: Path, out: Path, labels: Path,
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # saves 5 %
     torch.manual_seed(int(recipe["seed"]))
     kind = _kind(recipe, parent)
-    columns, images = _training_set(recipe, index, int(recipe[kind]["batch_size"]))
+    columns, images = training_set(recipe, index, int(recipe[kind]["batch_size"]))
     classes = read_json(labels)["classes"]
     settings = dict(recipe[kind])
     if isinstance(settings["epochs"], Mapping):
@@ -85,7 +85,7 @@ def _kind(recipe: Mapping[str, Any], parent: Path | None) -> str:
     return finetuning
 
 
-def _training_set(recipe: Mapping[str, Any], index: Path, batch: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def training_set(recipe: Mapping[str, Any], index: Path, batch: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The first `train_images * fraction` rows and their pixels; rows are in random order already."""
     columns = read_parquet(index, ["image_id", "archive", "offset", "size", "label", "caption"])
     wanted = round(int(recipe["train_images"]) * float(recipe["fraction"]))
@@ -131,7 +131,7 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def _descend(parameters: Mapping[str, nn.Parameter], batches: Batches, loss_of: Callable[..., Tensor]) -> float:
+def descend(parameters: Mapping[str, nn.Parameter], batches: Batches, loss_of: Callable[..., Tensor]) -> float:
     """AdamW with warm-up and a cosine; return the mean loss of the last tenth of the steps."""
     settings = batches.settings
     peak, warmup = float(settings["learning_rate"]), float(settings["warmup"]) * batches.steps
@@ -160,7 +160,7 @@ def _descend(parameters: Mapping[str, nn.Parameter], batches: Batches, loss_of: 
 def fit_classifier(model: nn.Module, batches: Batches, target: Tensor) -> float:
     """Supervised training by cross entropy; `target` [n] holds the labels."""
     model.to(memory_format=torch.channels_last).train()
-    loss = _descend(
+    loss = descend(
         dict(model.named_parameters()),
         batches,
         lambda rows, pixels: functional.cross_entropy(model(pixels), target[rows]),
@@ -190,7 +190,7 @@ def fit_clip(model: Any, batches: Batches, captions: list[str], loss: str) -> fl
         extra = () if loss == "softmax" else (model.logit_bias,)
         return criterion(image, text, model.logit_scale.exp(), *extra)
 
-    last = _descend(dict(model.named_parameters()), batches, loss_of)
+    last = descend(dict(model.named_parameters()), batches, loss_of)
     restore_vocabulary(model, full, used)
     model.eval()
     return last
@@ -216,7 +216,7 @@ def fit_clip_classifier(model: Any, batches: Batches, target: Tensor, prompts: l
         feature = model.encode_image(pixels, normalize=True)
         return functional.cross_entropy(functional.linear(feature, head["weight"], head["bias"]), target[rows])
 
-    _descend({**dict(model.visual.named_parameters()), **head}, batches, loss_of)
+    descend({**dict(model.visual.named_parameters()), **head}, batches, loss_of)
     model.eval()
     return {name: parameter.detach() for name, parameter in head.items()}
 
