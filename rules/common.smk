@@ -63,6 +63,8 @@ TABLES_OF_METRIC = (
     "typographic",
     "adversarial",
     "data_overlap",
+    "correspondence",
+    "choice",
     "overlap_thresholds",
 )
 
@@ -81,6 +83,7 @@ wildcard_constraints:
     metric=one_of(TABLES_OF_METRIC),
     figure=one_of(config["figures"]),
     attack=one_of(config["attacks"]["names"]),
+    selector=one_of(config["lmm"]["selectors"]),
 
 
 def of_family(*families):
@@ -251,7 +254,7 @@ def base_labels(wildcards):
 
 def memory_of_model(wildcards):
     """MB of main memory of a job that loads a model: its weights twice while they are read, and the libraries."""
-    return 4000 + round(8 * (study.models[wildcards.model].params_m or 0))
+    return 4000 + round(2 * study.models[wildcards.model].weight_bytes / 1e6)
 
 
 def minutes_of_images(wildcards, images):
@@ -435,6 +438,14 @@ def optional(*names):
 def metric_files(wildcards):
     if wildcards.metric == "overlap_thresholds":
         return ["<results>/overlap_threshold.json"]
+    if wildcards.metric == "choice":
+        return [
+            *(
+                f"<results>/metrics/choice/{m}/{d}.json"
+                for m, d in study.measured("choice")
+            ),
+            *(f"<results>/metrics/gain/{m}/{d}.json" for m, d in study.asked),
+        ]
     return [
         f"<results>/metrics/{wildcards.metric}/{m}/{d}.json"
         for m, d in study.measured(wildcards.metric)
@@ -455,10 +466,22 @@ def corrupted_index(wildcards):
     return f"<resources>/index/{study.datasets[wildcards.dataset].details['corrupt']}.parquet"
 
 
+def variations_of_dataset(wildcards):
+    """The rendered sets that one is combined from."""
+    names = study.datasets[wildcards.dataset].details["combine"].values()
+    return expand("<resources>/index/{name}.parquet", name=names)
+
+
+def corrupted_geometry(wildcards):
+    """Depth behind the pixels of the rendered images that are corrupted."""
+    return f"<resources>/geometry/{study.datasets[wildcards.dataset].details['corrupt']}.npz"
+
+
 def corrupted_images(wildcards):
-    """Of each of the 15 types and 5 severities."""
-    images = study.datasets[wildcards.dataset].images
-    return max(1, round(images * config["scale"] / 75))
+    """Of each type (15, where the data set names none) and each of the 5 severities."""
+    dataset = study.datasets[wildcards.dataset]
+    settings = 5 * len(dataset.details["options"].get("corruptions", range(15)))
+    return max(1, round(dataset.images * config["scale"] / settings))
 
 
 def pool_of_dataset(wildcards):
@@ -478,7 +501,7 @@ def training_data(wildcards):
         "index": f"<resources>/index/{source}.parquet",
         "labels": f"<resources>/labels/{study.datasets[source].labels}.json",
     }
-    if model.parent and model.finetuning != "none":
+    if model.parent and (model.finetuning != "none" or model.answers_in_text):
         files["parent"] = f"<resources>/weights/{model.parent}/manifest.json"
     return files
 
@@ -496,11 +519,8 @@ def recipe_json(wildcards):
     model = study.models[wildcards.model]
     names = "model library architecture family finetuning loss train_images"
     row = {name: getattr(model, name) for name in names.split()}
-    kind = (
-        "supervised"
-        if model.library == "timm"
-        else model.finetuning.replace("none", "clip")
-    )
+    of_library = {"timm": "supervised", "transformers": "lmm"}
+    kind = of_library.get(model.library, model.finetuning.replace("none", "clip"))
     settings = {name: config["training"][name] for name in ("seed", kind)}
     return json.dumps({**row, **settings, "fraction": config["scale"]}, sort_keys=True)
 
@@ -591,6 +611,48 @@ def attack_ids():
     return f"--ids {shlex.quote(str(HERE / ids))}" if ids else ""
 
 
+def selector(pattern):
+    """A file of the model that chooses the wrong classes of the questions."""
+    return lambda wildcards: pattern.format(
+        model=config["lmm"]["selectors"][wildcards.selector], dataset=wildcards.dataset
+    )
+
+
+def question_head(model, dataset):
+    if not study.models[model].has_text_tower:
+        return []
+    prompts = config["lmm"]["prompts"] or study.prompts_of(model)
+    return f"<results>/heads/{model}/{prompts}.{study.base_space(dataset)}.npz"
+
+
+def head_of_selector(wildcards):
+    return question_head(
+        config["lmm"]["selectors"][wildcards.selector], wildcards.dataset
+    )
+
+
+def head_of_question(wildcards):
+    return question_head(wildcards.model, wildcards.dataset)
+
+
+def questions_of_dataset(wildcards):
+    return [
+        f"<results>/questions/{name}/{wildcards.dataset}.parquet"
+        for name in config["lmm"]["selectors"]
+    ]
+
+
+def minutes_of_questions(wildcards):
+    """Each image is asked about by every selector, in both orders."""
+    images = study.datasets[wildcards.dataset].images or 0
+    return minutes_of_images(wildcards, 2 * len(config["lmm"]["selectors"]) * images)
+
+
+def minutes_of_pairs(wildcards):
+    """At most 20,000 pairs, whose images are up to 13 times as large as a model's own."""
+    return minutes_of_images(wildcards, 2 * 13 * 20_000)
+
+
 def minutes_of_attack(wildcards):
     """A quarter of an hour, and as many passes over the images as the strongest attacks make."""
     return minutes_of_images(wildcards, 10_000 * config["attacks"]["images"])
@@ -606,6 +668,9 @@ FIGURE_TABLES = {
     "prompts": ("prompts", "models"),
     "natural_shifts": ("accuracy", "effective_robustness", "synthetic", "models"),
     "synthetic_shifts": ("synthetic", "models"),
+    "corruption_3d": ("accuracy", "models"),
+    "correspondence": ("correspondence", "accuracy", "models"),
+    "lmm": ("choice", "models"),
     "adversarial": ("adversarial", "models"),
     "typographic": ("typographic", "models"),
     "data_overlap": ("data_overlap", "overlap_thresholds", "models"),

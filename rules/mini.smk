@@ -43,6 +43,73 @@ rule corrupt_world:
         " --out-index {output.index:q} --images {params.images} --seed {params.seed} 2> {log:q}"
 
 
+rule corrupt_world_3d:
+    input:
+        index=corrupted_index,
+        geometry=corrupted_geometry,
+    output:
+        archive="<resources>/archives/{dataset}.tar",
+        index="<resources>/index/{dataset}.parquet",
+    log:
+        "<logs>/corrupt_world_3d/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_family("mini_corrupted_3d"),
+    conda:
+        "../envs/torch.yaml"
+    params:
+        images=corrupted_images,
+        corruptions=lambda wildcards: study.datasets[wildcards.dataset].details[
+            "options"
+        ]["corruptions"],
+        seed=lambda wildcards: study.datasets[wildcards.dataset].details["options"][
+            "seed"
+        ],
+        code=code_hash("mini.corruptions_3d"),
+    shell:
+        "python -m clip_robustness corrupt-world-3d --index {input.index:q} --geometry {input.geometry:q}"
+        " --out-archive {output.archive:q} --out-index {output.index:q} --images {params.images}"
+        " --corruptions {params.corruptions} --seed {params.seed} 2> {log:q}"
+
+
+rule render_pairs:
+    output:
+        archive="<resources>/archives/{dataset}.tar",
+        index="<resources>/index/{dataset}.parquet",
+    log:
+        "<logs>/render_pairs/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_family("mini_pairs"),
+    conda:
+        "../envs/torch.yaml"
+    params:
+        world=world_json,
+        code=code_hash("mini.pairs"),
+    shell:
+        "python -m clip_robustness render-pairs --world {params.world:q} --archive {output.archive:q}"
+        " --index {output.index:q} 2> {log:q}"
+
+
+rule combine_variations:
+    input:
+        variations_of_dataset,
+    output:
+        "<resources>/index/{dataset}.parquet",
+    log:
+        "<logs>/combine_variations/{dataset}.log",
+    wildcard_constraints:
+        dataset=of_family("mini_combined"),
+    conda:
+        "../envs/torch.yaml"
+    params:
+        names=lambda wildcards: list(
+            study.datasets[wildcards.dataset].details["combine"]
+        ),
+        code=code_hash("mini.variations"),
+    shell:
+        "python -m clip_robustness combine-variations --indexes {input:q} --variations {params.names:q}"
+        " --out {output:q} 2> {log:q}"
+
+
 rule filter_misclassified:
     input:
         unpack(pool_of_dataset),
@@ -83,9 +150,18 @@ rule train_mini:
         recipe=recipe_json,
         folder=subpath(output[0], parent=True),
         parent=parent_folder,
-        code=code_hash("mini.train"),
+        verb=lambda wildcards: (
+            "train-lmm"
+            if study.models[wildcards.model].answers_in_text
+            else "train-mini"
+        ),
+        code=lambda wildcards: code_hash(
+            "mini.lmm"
+            if study.models[wildcards.model].answers_in_text
+            else "mini.train"
+        ),
     shell:
-        "python -m clip_robustness train-mini --recipe {params.recipe:q} --index {input.index:q}"
+        "python -m clip_robustness {params.verb} --recipe {params.recipe:q} --index {input.index:q}"
         " --labels {input.labels:q} {params.parent} --out {params.folder:q} 2>&1 | tee {log:q}"
 
 

@@ -65,6 +65,11 @@ _PRECISION = Option("precision", str, "auto, fp32 or bf16", "auto")
 _PARTNER = tuple(Option(f"reference-{name}", default=None) for name in ("embeddings", "index", "labels"))
 _POPULATION = Option("population", str, "group of the models that the baseline is fitted on", "standard")
 _SEED = Option("seed", int, "seed of the bootstrap", 0)
+_TRAINING = (
+    Option("recipe", json.loads, "its line of models.tsv and the training settings, as JSON"),
+    *_paths("index", "labels", "out"),
+    Option("parent", help="weights folder that it is made from", default=None),
+)
 _RESAMPLES = Option("resamples", int, "bootstrap resamples", 1000)
 
 VERBS = {
@@ -88,7 +93,7 @@ VERBS = {
         "inference.describe:describe_model",
         "print a line for models.tsv",
         (
-            Option("library", str, "open_clip or timm"),
+            Option("library", str, "open_clip, timm or transformers"),
             Option("architecture", str, "the library's name of it"),
             Option("weights", str, "hub:OWNER/NAME[@REVISION][:FILE] or local:PATH"),
             Option("name", str, "its name here", ""),
@@ -277,6 +282,66 @@ VERBS = {
             Option("seed", int, "of every random draw", 0),
             *_paths("out", "work"),
         ),
+    ),
+    "match-pairs": Verb(
+        "inference.correspondence:match_pairs",
+        "match pairs of images by a model's dense features",
+        (
+            Option("model", str),
+            Option("library", str),
+            Option("preprocess", str, "its preprocessing spec"),
+            *_paths("weights", "index"),
+            Option("family", str, "of the data set; it decides the protocol"),
+            Option("stride", int, "of the features, in pixels; 0 is the tower's own", 16),
+            _PRECISION,
+            *_paths("out", "work"),
+        ),
+    ),
+    "measure-correspondence": Verb(
+        "metrics.correspondence:measure_correspondence",
+        "recall of matches by threshold and viewpoint",
+        (*_paths("matches", "out"), _SEED, _RESAMPLES),
+    ),
+    "write-questions": Verb(
+        "metrics.choice:write_questions",
+        "two-way questions: the true class, and the likeliest wrong one by a model",
+        (*_LOGITS, Option("selector", str, "short name of that model"), Option("out")),
+    ),
+    "measure-two-way": Verb(
+        "metrics.choice:measure_two_way",
+        "how often a CLIP or classifier chooses the true class of two",
+        (*_LOGITS, Option("questions", many=True), *_paths("out", "predictions")),
+    ),
+    "ask": Verb(
+        "inference.lmm:ask",
+        "ask a model that answers in text",
+        (
+            Option("model", str),
+            *_paths("weights", "index", "out", "work"),
+            Option("questions", many=True),
+            _PRECISION,
+            Option("quantise", int, "bits of quantised weights on a GPU: 0, 4 or 8", 0),
+        ),
+    ),
+    "measure-choice": Verb(
+        "metrics.choice:measure_choice",
+        "accuracy of answers in text, by likelihood and by what was written",
+        _paths("answers", "synonyms", "out", "predictions"),
+    ),
+    "compare-choice": Verb(
+        "metrics.choice:compare_choice",
+        "accuracy of one model minus that of others, on the same questions",
+        (
+            *_paths("predictions", "out"),
+            Option("references", help="of the other models", many=True),
+            _SEED,
+            _RESAMPLES,
+        ),
+    ),
+    "combine-variations": Verb(
+        "mini.variations:combine_variations",
+        "several rendered sets as one",
+        (Option("indexes", many=True), Option("variations", str, many=True), Option("out")),
     ),
     "measure-adversarial": Verb(
         "metrics.adversarial:measure_adversarial",
@@ -502,12 +567,27 @@ VERBS = {
             Option("geometry", help="depth, normals and masks (.npz)", default=None),
         ),
     ),
+    "render-pairs": Verb(
+        "mini.pairs:render_pairs",
+        "render two views of every scene of a world, with depth and pose",
+        (Option("world", json.loads, "its settings, as JSON"), *_paths("archive", "index")),
+    ),
     "corrupt-world": Verb(
         "mini.corruptions:write_corrupted",
         "corrupt rendered images by every type at every severity",
         (
             *_paths("index", "out-archive", "out-index"),
             Option("images", int, "corrupted images of each setting"),
+            Option("seed", int, "of the corruptions", 0),
+        ),
+    ),
+    "corrupt-world-3d": Verb(
+        "mini.corruptions_3d:write_corrupted_3d",
+        "corrupt rendered images by types that know their depth, at every severity",
+        (
+            *_paths("index", "geometry", "out-archive", "out-index"),
+            Option("images", int, "corrupted images of each setting"),
+            Option("corruptions", str, "types (all)", (), many=True),
             Option("seed", int, "of the corruptions", 0),
         ),
     ),
@@ -520,15 +600,8 @@ VERBS = {
             _SEED,
         ),
     ),
-    "train-mini": Verb(
-        "mini.train:train_model",
-        "train a model of the mini zoo",
-        (
-            Option("recipe", json.loads, "its line of models.tsv and the training settings, as JSON"),
-            *_paths("index", "labels", "out"),
-            Option("parent", help="weights folder that it is fine-tuned from", default=None),
-        ),
-    ),
+    "train-mini": Verb("mini.train:train_model", "train a model of the mini zoo", _TRAINING),
+    "train-lmm": Verb("mini.lmm:train_lmm", "train the mini zoo's model that answers in text", _TRAINING),
 }
 
 

@@ -314,7 +314,7 @@ def test_published_study_says_what_it_lacks(published):
     ledger, _ = published
     lacking = ledger[ledger["verdict"] == "not measured here"]["missing"]
     assert lacking["tu.F5a"] == "table ood" and lacking["tu.F7a"] == "table calibration"
-    assert lacking["roz.F3a"] == "table adversarial" and lacking["tu.F10a"] == "accuracy on imagenet_d"
+    assert lacking["roz.F3a"] == "table adversarial" and lacking["tu.F10a"] == "table choice"
     decided = ledger[ledger["verdict"].isin(["reproduced", "contradicted"])]
     assert (decided["low"] <= decided["value"]).all() and (decided["value"] <= decided["high"]).all()
 

@@ -428,9 +428,9 @@ def test_roles_and_figures_know_each_other(root, papers):
 
 def test_a_data_set_without_a_metric_is_not_embedded(root):
     study = load_study(config(root, "config"), root)
-    assert "imagenet_d" in study.datasets and "imagenet_d" not in study.evaluated
+    assert "navi" in study.datasets and "navi" not in study.evaluated
     shifts = {"natural", "video", "synthetic", "corruptions", "corruptions_3d", "typographic"}
-    assert set(study.suites) == {*shifts, "cue_conflict", "ood", "retrieval"}
+    assert set(study.suites) == {*shifts, "cue_conflict", "ood", "retrieval", "lmm"}
     assert study.base_spaces == ["cifar10", "imagenet_1k"]
 
 
@@ -443,13 +443,40 @@ def test_what_is_measured_on_what(root):
     assert {m for m, _ in study.measured("prompts")} == set(study.config["prompts"]["models"])
 
 
+def test_a_model_that_answers_in_text_is_asked_and_nothing_else(root):
+    """It has no embeddings, and its weights are wanted where a data set has questions."""
+    study = load_study(config(root, "config"), root)
+    texts = {name for name, model in study.models.items() if model.answers_in_text}
+    assert len(texts) == 6 and texts == {name for name, model in study.models.items() if model.group == "vlm"}
+    assert not texts & {*study.computed, *study.prompted, *study.attacked} and texts <= set(study.weighted)
+    assert {(m, d) for m in texts for d in study.datasets if study.is_for(m, d)} == {(m, "imagenet_d") for m in texts}
+    for metrics in (*METRICS_OF_ROLE.values(), ("adversarial", "data_overlap", "correspondence")):
+        assert not any(name in texts for metric in metrics for name, _ in study.measured(metric))
+    assert len(study.asked) == 6 and set(study.asked) == {pair for pair in study.measured("choice") if pair[0] in texts}
+    silent = load_study({**config(root, "config"), "lmm": {}}, root)
+    assert not silent.asked and not texts & set(silent.weighted) and len(silent.weighted) == len(study.weighted) - 6
+    assert study.models["llava_1_5_7b"].weight_bytes == pytest.approx(14.13e9, rel=0.01)  # of its three shards, float16
+
+
+def test_a_model_with_a_processor_of_its_own_needs_no_preprocessing(house):
+    path = house / "config/models.tsv"
+    spec = "resize(336,bicubic)|center_crop(336)|normalize(openai)"
+    lines = path.read_text().splitlines()
+    lines = [line.replace(spec, "") if line.startswith("llava_1_6_34b") else line for line in lines]
+    path.write_text("\n".join(lines) + "\n")
+    assert load_models(path, house)["llava_1_6_34b"].preprocess == ""
+    set_field(house, "preprocess", "")
+    with pytest.raises(InputError, match=r"\(resnet50.tv_in1k\), field 'preprocess'"):
+        load_models(path, house)
+
+
 def test_the_papers_sets_are_columns_of_the_table(root):
-    """84 zero-shot CLIPs and 29 of the scaling laws, 44 fine-tuned, 127 classifiers; a line of one's own joins them."""
+    """84 zero-shot CLIPs and 29 of the scaling laws, 44 fine-tuned, 127 classifiers, 6 LLaVAs; one's own joins them."""
     table = root / "config/model_sets.yaml"
     models = load_models(root / "config/models.tsv", root)
     groups = collections.Counter(models[n].group for n, sets in model_sets(table, models).items() if "holistic" in sets)
     assert groups["clip_zero_shot"] == 84 + 29 and groups["clip_finetuned"] == 44
-    assert groups["standard"] + groups["more_data"] + groups["self_supervised"] == 127
+    assert groups["standard"] + groups["more_data"] + groups["self_supervised"] == 127 and groups["vlm"] == 6
     closer = [models[n] for n, sets in model_sets(table, models).items() if "closer_look" in sets]
     assert sum(m.group == "clip_zero_shot" for m in closer) == 51
     mine = dataclasses.replace(models["rn50.openai"], model="mine", listed=("own",))

@@ -20,7 +20,15 @@ from clip_robustness.core.study import Dataset, Model, Study
 
 # A family is a file of the data wing, so it is known without importing that wing; the mini study has two more.
 ADAPTERS = Path(__file__).resolve().parents[1] / "data" / "adapters"
-MADE_HERE = ("mini_world", "mini_filtered", "mini_factors", "mini_corrupted")
+MADE_HERE = (
+    "mini_world",
+    "mini_filtered",
+    "mini_factors",
+    "mini_corrupted",
+    "mini_corrupted_3d",
+    "mini_pairs",
+    "mini_combined",
+)
 NUMBERS = {"train_images": int, "params_m": float, "gflops": float, "image_size": int, "top1": float}
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -195,6 +203,8 @@ def _faults_of_model(model: Model, where: str) -> list[str]:
         for field in ("params_m", "gflops", "image_size")
         if not getattr(model, field)
     ]
+    if model.answers_in_text and not model.preprocess:  # its own processor knows
+        return faults
     try:
         Preprocessing.parse(model.preprocess)
     except InputError as error:

@@ -45,6 +45,9 @@ METRICS_OF_FIGURE = {
     "prompts": ("prompts",),
     "natural_shifts": ("accuracy",),
     "synthetic_shifts": ("accuracy",),
+    "corruption_3d": ("accuracy",),
+    "correspondence": ("correspondence",),
+    "lmm": ("choice",),
     "adversarial": ("adversarial",),
     "typographic": ("typographic",),
     "data_overlap": ("data_overlap",),
@@ -90,6 +93,16 @@ class Model:
     @property
     def has_text_tower(self) -> bool:
         return self.library == "open_clip" and self.finetuning != "cross_entropy"
+
+    @property
+    def answers_in_text(self) -> bool:
+        """It writes, and gives neither features nor logits of classes."""
+        return self.library == "transformers"
+
+    @property
+    def weight_bytes(self) -> int:
+        """About, of its files: most are stored in float32, and those of models that answer in text in float16."""
+        return round((self.params_m or 0) * 1e6 * (2 if self.answers_in_text else 4))
 
     @property
     def scheme(self) -> str:
@@ -152,7 +165,7 @@ class Dataset:
 
     @property
     def is_rendered(self) -> bool:
-        return not {"world", "pool", "habits", "corrupt"}.isdisjoint(self.details)
+        return not {"world", "pool", "habits", "corrupt", "combine"}.isdisjoint(self.details)
 
     @property
     def derive(self) -> Mapping[str, Any]:
@@ -247,7 +260,7 @@ class Study:
     @property
     def evaluated(self) -> list[str]:
         """Data sets that models are run on: those with images of their own that some metric needs."""
-        needed = {*self.searched, *(search["dataset"] for search in self.searches.values())}
+        needed = {*self.searched, *self.questioned, *(search["dataset"] for search in self.searches.values())}
         return [n for n, d in self.datasets.items() if (d.metrics and not d.annotates) or n in needed]
 
     @property
@@ -263,10 +276,32 @@ class Study:
         pairs = [self.datasets[name].needs for name in named[-1:] if name in self.datasets]
         return [name for name in self.datasets if name in {*named, *pairs}]
 
+    @property
+    def questioned(self) -> list[str]:
+        """Data sets whose images two-way questions are asked about."""
+        selectors = self.config["lmm"]["selectors"]
+        return [name for name, dataset in self.datasets.items() if dataset.role == "lmm" and selectors]
+
+    @property
+    def choosers(self) -> list[str]:
+        """CLIPs and classifiers that choose between two classes by their logits: the selectors, and those named."""
+        named = {*self.config["lmm"]["selectors"].values(), *self.config["lmm"]["references"]}
+        return [name for name in self.models if name in named]
+
+    @property
+    def asked(self) -> list[tuple[str, str]]:
+        """(model that answers in text, data set)."""
+        texts = [name for name, model in self.models.items() if model.answers_in_text]
+        return [(m, d) for d in self.questioned for m in texts if self.is_for(m, d)]
+
     @functools.cached_property
     def attacked(self) -> list[str]:
-        """Models that are attacked: those that the config names, one by one or by set."""
-        wanted = set(self.config["attacks"]["models"])
+        """Models that are attacked."""
+        return self.named_models(self.config["attacks"]["models"])
+
+    def named_models(self, names: Sequence[str]) -> list[str]:
+        """Models that are run here, of those that a config names one by one or by set."""
+        wanted = set(names)
         return [m for m in self.computed if m in wanted or wanted & self.sets_of_model.get(m, set())]
 
     @property
@@ -288,6 +323,8 @@ class Study:
         sets = self.datasets[dataset].models
         if sets and not set(sets) & self.sets_of_model.get(model, set()):
             return False
+        if self.models[model].answers_in_text:
+            return dataset in self.questioned
         if self.models[model].has_text_tower or not self.id_dataset:
             return True
         return self.base_space(dataset) == self.base_space(self.id_dataset)  # a classifier knows those of its training
@@ -305,8 +342,14 @@ class Study:
 
     @property
     def computed(self) -> list[str]:
-        """Models that are run here, and not read from their user's files."""
-        return [name for name, model in self.models.items() if model.scheme != "predictions"]
+        """Models whose embeddings are computed here, and not read from their user's files."""
+        return [n for n, m in self.models.items() if m.scheme != "predictions" and not m.answers_in_text]
+
+    @property
+    def weighted(self) -> list[str]:
+        """Models whose weights are kept: those that are run here, and of several with the same weights the first."""
+        run = {*self.computed, *(name for name, _ in self.asked)}
+        return [name for name in self.models if name in run and self.weights_of(name) == name]
 
     @functools.cached_property
     def cached_pixels(self) -> set[tuple[str, str]]:
@@ -366,6 +409,13 @@ class Study:
     def _measured(self) -> dict[str, list[tuple[str, str]]]:
         found = {
             "adversarial": [(m, self.id_dataset) for m in self.attacked if self.config["attacks"]["names"]],
+            "correspondence": [
+                (m, name)
+                for name, dataset in self.datasets.items()
+                if dataset.role == "correspondence"
+                for m in self.named_models(self.config["correspondence"]["models"])
+            ],
+            "choice": [*((m, d) for d in self.questioned for m in self.choosers), *self.asked],
             "data_overlap": [
                 (m, d)
                 for d in self.overlap.get("datasets", ())
@@ -381,7 +431,7 @@ class Study:
         return found
 
     def _can_measure(self, metric: str, model: str, dataset: str) -> bool:
-        if not self.is_for(model, dataset):
+        if not self.is_for(model, dataset) or self.models[model].answers_in_text:
             return False
         text = self.models[model].has_text_tower
         needed = [self.datasets[dataset].annotates or dataset]

@@ -97,16 +97,15 @@ def _hub(study: Study, problems: list[str]) -> str:
     rows.append(("hub cache", str(cache), "here" if cache.is_dir() else "not there yet"))
     rows.append(("hub offline", "yes (HF_HUB_OFFLINE)" if offline else "no", ""))
     waiting = []
-    for name, model in study.models.items():
-        if name not in study.computed or study.weights_of(name) != name:
-            continue
+    for name in study.weighted:
+        model = study.models[name]
         _, _, place = model.weights.partition(":")
         here = (folder_of(study, "resources") / "weights" / name / "manifest.json").is_file()
         if model.scheme == "local" and not here and not Path(place).expanduser().exists():
             problems.append(f"model {name}: its weights {place} do not exist")
         if not here:
             waiting.append(model)
-    size = sum(m.params_m or 0 for m in waiting) * 4e6 / GB
+    size = sum(m.weight_bytes for m in waiting) / GB
     rows.append(("models", f"{len(study.models) - len(waiting)} here, {len(waiting)} to come", f"about {size:.1f} GB"))
     return table(rows)
 

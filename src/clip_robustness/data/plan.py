@@ -14,14 +14,13 @@ from clip_robustness.core.study import Dataset, Model, Study
 
 ROOT = Path(__file__).resolve().parents[3]
 GB = 1e9
-WEIGHT_BYTES = 4
 INDEX_BYTES = 40  # a row of an index; paths compress well
 EMBEDDING_BYTES = 2 * 1000  # a row of logits, float16; features are half to one time that
 DECODED = 500  # images that one core decodes and resizes in a second
 SIZES = ((50, "up to 50 M"), (100, "50 to 100 M"), (200, "100 to 200 M"), (500, "200 to 500 M"), (1e9, "above 500 M"))
 METRICS = (  # each has a rule
     *("accuracy", "calibration", "shape_bias", "ood", "factors", "retrieval", "prompts", "typographic"),
-    *("adversarial", "data_overlap"),
+    *("adversarial", "data_overlap", "correspondence", "choice"),
 )
 RULE_OF_ROLE = {  # instead of measure_accuracy
     "video_shift": "measure_video",
@@ -82,19 +81,26 @@ def stored_bytes(study: Study) -> dict[str, int]:
     shown = {name: study.datasets[name].images or 0 for name in study.evaluated}
     sizes = {spec.key: spec.size for spec in (study.preprocessing(m, d) for m in study.computed for d in shown)}
     cached = sum(3 * sizes[key][0] * sizes[key][1] * shown[name] for key, name in study.cached_pixels)
+    embedded = [name for name, model in study.models.items() if not model.answers_in_text]
     return {
         "archives, as far as declared": sum(download_of(study, study.evaluated)[:2]),
-        "weights": round(sum(study.models[name].params_m or 0 for name in _weights(study)) * 1e6 * WEIGHT_BYTES),
+        "weights": sum(study.models[name].weight_bytes for name in study.weighted),
         "indexes": sum(shown.values()) * INDEX_BYTES,
         f"pixel caches (at most {study.config['pixel_cache_gb']:g})": cached,
-        "embeddings": sum(_images(study, m, s) for m in study.models for s in study.suites) * EMBEDDING_BYTES,
+        "embeddings": sum(_images(study, m, s) for m in embedded for s in study.suites) * EMBEDDING_BYTES,
     }
 
 
 def _images(study: Study, model: str, suite: str) -> int:
-    """Images of a suite that a model is run on: all of them, or none where no data set of it is for the model."""
+    """Images of a suite that a model is run on: all of them, or none where no data set of it is for the model.
+
+    A model that answers in text is asked for each selector, in both orders of the options.
+    """
     names = study.suites[suite]
-    return sum(study.datasets[n].images or 0 for n in names) if any(study.is_for(model, n) for n in names) else 0
+    if not any(study.is_for(model, n) for n in names):
+        return 0
+    passes = 2 * len(study.config["lmm"]["selectors"]) if study.models[model].answers_in_text else 1
+    return passes * sum(study.datasets[n].images or 0 for n in names)
 
 
 def gpu_seconds(model: Model, images: int, tflops: float) -> float:
@@ -124,8 +130,12 @@ def job_counts(study: Study) -> dict[str, int]:
     counts["fit_temperature"] = len({model for model, _ in study.measured("calibration")})
     counts["encode_captions"] = len(study.measured("retrieval"))
     counts["import_predictions"] = sum(
-        study.answers(name, d) for name in study.models if name not in study.computed for d in study.evaluated
+        study.answers(name, d) for name, m in study.models.items() if m.scheme == "predictions" for d in study.evaluated
     )
+    counts["write_questions"] = len(study.questioned) * len(study.config["lmm"]["selectors"])
+    counts["ask"] = counts["measure_choice"] = counts["compare_choice"] = len(study.asked)
+    counts["measure_two_way"] = len(study.questioned) * len(study.choosers)
+    counts["match_pairs"] = len(study.measured("correspondence"))
     counts["attack_images"] = len(study.attacked) * len(study.config["attacks"]["names"])
     counts["find_duplicates"] = len(study.overlap.get("datasets", ()))
     counts["choose_threshold"] = int(bool(study.overlap))
@@ -137,7 +147,7 @@ def job_counts(study: Study) -> dict[str, int]:
     counts["build_heads"] = len(heads)
     searched = {(m, prompts) for m, prompts in heads if prompts in study.searches}
     counts["search_prompts"] = len(searched)
-    of_scheme = collections.Counter(study.models[name].scheme for name in _weights(study))
+    of_scheme = collections.Counter(study.models[name].scheme for name in study.weighted)
     counts["train_mini"], counts["blend_weights"] = of_scheme["mini"], of_scheme["blend"]
     counts["fetch_weights"] = of_scheme["hub"] + of_scheme["local"]
     used = filters | annotated | {pair for metric in metrics for pair in study.measured(metric)}
@@ -153,11 +163,6 @@ def job_counts(study: Study) -> dict[str, int]:
     return {rule: count for rule, count in counts.items() if count}
 
 
-def _weights(study: Study) -> list[str]:
-    """Models whose weights are kept: of several with the same weights, the first."""
-    return [name for name in study.computed if study.weights_of(name) == name]
-
-
 def _filters(study: Study) -> set[tuple[str, str]]:
     """(model, pool) whose predictions choose the images of a filtered data set."""
     details = [study.datasets[name].details for name in study.evaluated]
@@ -167,19 +172,24 @@ def _filters(study: Study) -> set[tuple[str, str]]:
 def _data_jobs(study: Study) -> dict[str, int]:
     sources = {m.finetuned_on or m.source for m in study.models.values() if m.weights == "mini"}
     needed = {*study.evaluated, *(name for name in sources if name in study.datasets), *study.with_metric("factors")}
+    needed |= {dataset for _, dataset in study.measured("correspondence")}
     needed |= {study.datasets[name].needs for name in needed} - {""}
+    needed |= {part for name in needed for part in study.datasets[name].details.get("combine", {}).values()}
     entries = [study.datasets[name] for name in needed]
     fetched = [d for d in entries if not study.local(d.name)]
     spaces = {d.labels for d in entries} | set(study.base_spaces)
     spaces |= {study.base_space(d.name) for d in entries}
     spaces |= {f"{d.labels}_zero" for d in entries if d.role == "video_shift"} & set(study.label_spaces)
     return {
-        "render_world": sum("world" in d.details for d in entries),
+        "render_world": sum("world" in d.details and d.family != "mini_pairs" for d in entries),
+        "combine_variations": sum(d.family == "mini_combined" for d in entries),
+        "render_pairs": sum(d.family == "mini_pairs" for d in entries),
         "filter_misclassified": sum("pool" in d.details for d in entries),
         "index_dataset": sum(not d.is_rendered and not d.annotates for d in entries),
         **_annotation_jobs(study),
         "derive_dataset": sum(bool(d.derive) for d in fetched),
-        "corrupt_world": sum("corrupt" in d.details for d in entries),
+        "corrupt_world": sum(d.family == "mini_corrupted" for d in entries),
+        "corrupt_world_3d": sum(d.family == "mini_corrupted_3d" for d in entries),
         "fetch_archive": sum(len(d.archives) for d in fetched),
         "fetch_hub": sum(bool(d.hub) for d in fetched),
         "write_label_space": len(spaces),
@@ -212,8 +222,8 @@ def _downloads(study: Study) -> str:
         total = download_of(study, names)
         images = sum(study.datasets[name].images or 0 for name in names)
         rows.append((f"all {title}", images, total.known / GB, total.about / GB, total.unknown, ""))
-    weights = sum(study.models[n].params_m or 0 for n in _weights(study) if study.models[n].scheme == "hub")
-    rows.append(("weights", "", 0.0, weights * 1e6 * WEIGHT_BYTES / GB, 0, "4 bytes a parameter"))
+    weights = sum(study.models[n].weight_bytes for n in study.weighted if study.models[n].scheme == "hub")
+    rows.append(("weights", "", 0.0, weights / GB, 0, "4 bytes a parameter, 2 where it answers in text"))
     notes = [
         "GB: declared to the byte; about GB: declared roughly. What you have is not counted; an archive that several",
         "data sets share is counted once in a sum.",
