@@ -21,7 +21,15 @@ from torch.nn.functional import normalize
 
 from clip_robustness.core import io, provenance
 from clip_robustness.inference.lease import devices, lease
-from clip_robustness.inference.load import compute_dtype, import_library, load_clip, load_tokenizer, scale_and_bias
+from clip_robustness.inference.load import (
+    check_while_importing,
+    compute_dtype,
+    device_of,
+    import_library,
+    load_clip,
+    load_tokenizer,
+    scale_and_bias,
+)
 
 TOLERANCE = 1e-5  # between the trimmed and the full context, on normalised features
 BATCH_TOKENS = 4096  # rows times length: it bounds memory, and is about what a processor's cache likes best
@@ -72,7 +80,7 @@ def _lines(path: Path) -> list[str]:
 
 def _shipped(name: str | None, where: str) -> list[str]:
     functions = getattr(import_library("open_clip").zero_shot_metadata, name or "", None)
-    if functions is None:
+    if not isinstance(functions, list | tuple) or not all(map(callable, functions)):
         raise io.InputError(f"{where}: expected a list of templates, `file: PATH` or a list that open_clip ships")
     return [function("{}") for function in functions]
 
@@ -96,7 +104,7 @@ def build_heads(
     """
     device = "cuda" if devices() else "cpu"
     key = {
-        "files": io.check_sealed(weights)["files"],
+        "files": check_while_importing(weights, "open_clip")["files"],
         "code": provenance.code_hash(*NUMBERS, imports=False),
         # What `auto` is on a GPU is known only where one is held.
         "precision": [device, precision if device == "cuda" else str(compute_dtype(precision, device))],
@@ -114,8 +122,8 @@ def build_heads(
         # Before a GPU is taken: tokens take the processor a while, and a wrong prompt shows here.
         tokens = [tokenize(tokenizer, texts, classes) for _, texts, classes, _ in missing]
         torch.set_float32_matmul_precision("highest")
-        with lease(), torch.inference_mode():
-            clip = load_clip(weights).to(device)
+        with lease() as leased, torch.inference_mode():
+            clip = load_clip(weights).to(device_of(leased))
             dtype = compute_dtype(precision, device)
             scale, bias = scale_and_bias(clip)
             numbers: dict[str, Any] = {"scale": np.float32(scale), "bias": np.float32(bias)}

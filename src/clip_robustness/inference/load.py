@@ -6,6 +6,7 @@ fine-tuned with a linear head has its head in `classifier.safetensors` beside th
 `bias` [C], applied to the normalised feature) and answers with logits, as a classifier does.
 """
 
+import concurrent.futures
 import gc
 import importlib
 import json
@@ -54,7 +55,7 @@ class ImageModel(nn.Module):
 
 def load_image_model(folder: Path, library: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageModel:
     """Load the image side of a model, in float32 on the CPU, checksums first; a convolutional one in channels-last."""
-    check_sealed(folder)
+    check_while_importing(folder, library)
     if library == "timm":
         return ImageModel(_channels_last(_load(folder, "timm")), "logits", mean, std).eval()
     clip = load_clip(folder)
@@ -98,6 +99,14 @@ def import_library(name: str) -> Any:
         return module
     finally:
         gc.enable()
+
+
+def check_while_importing(folder: Path, library: str) -> dict[str, Any]:
+    """The manifest of a sealed folder. Its checksums take a thread as long as the library's import takes this one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(check_sealed, folder)
+        import_library(library)
+        return checked.result()
 
 
 def summary(error: Exception) -> str:
@@ -172,6 +181,20 @@ def _channels_last(tower: nn.Module) -> nn.Module:
     """Convolutions run faster on NHWC, the order that pixels come in; one that only cuts patches gains nothing."""
     convolutions = sum(isinstance(module, nn.Conv2d) for module in tower.modules())
     return tower.to(memory_format=torch.channels_last) if convolutions > 1 else tower
+
+
+def device_of(leased: str | None) -> torch.device:
+    """The device of a lease. Errors: `InputError` where torch cannot use the GPU: never a silent run on the CPU."""
+    if leased is None:
+        return torch.device("cpu")
+    device = torch.device("cuda")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fault = f"torch {torch.__version__} cannot use it ({summary(error)})"
+        remedy = "see `nvidia-smi`, install a torch that is built for its driver, or set `device: cpu` in the config"
+        raise InputError(f"GPU {leased}: {fault}; {remedy}") from None
+    return device
 
 
 def compute_dtype(precision: str, device: str) -> torch.dtype:
