@@ -24,10 +24,10 @@ TEMPLATE = (
 PIECES = r"<unk>|<pad>|<s>|</s>|\w+|[^\w\s]"
 
 
-def llava(kind: str = "Llava", seed: int = 0, layers: int = 2, strategy: str = "default"):
-    """(model, processor); kind: Llava or LlavaNext, the classes of LLaVA-1.5 and 1.6."""
+def llava(kind: str = "Llava", seed: int = 0, layers: int = 2, strategy: str = "default", names=NAMES):
+    """(model, processor) that knows the words of `names`; kind: Llava or LlavaNext (LLaVA-1.5 and 1.6)."""
     torch.manual_seed(seed)
-    tokenizer = word_tokenizer()
+    tokenizer = word_tokenizer(names)
     vision = CLIPVisionConfig(
         hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE,
         patch_size=PATCH, projection_dim=16,
@@ -57,9 +57,9 @@ def llava(kind: str = "Llava", seed: int = 0, layers: int = 2, strategy: str = "
     return model, processor
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer(names) -> PreTrainedTokenizerFast:
     split = pre_tokenizers.Split(Regex(PIECES), "removed", invert=True)
-    texts = [QUESTION.format(" ".join(NAMES), ""), "USER: ASSISTANT: [INST] [/INST]"]
+    texts = [QUESTION.format(" ".join(names), ""), "USER: ASSISTANT: [INST] [/INST]"]
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
     vocabulary = {word: i for i, word in enumerate([*SPECIAL.values(), "<image>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -1,5 +1,6 @@
 """What holds of a study's tables by construction, however well its models were trained."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -118,3 +119,44 @@ def check_searched_prompts(results: Path, models: set[str], name: str, keep: int
         assert 1 <= len(templates) <= keep and all(t.count("{}") == 1 and t.startswith("<|") for t in templates)
         rows = values(results / "tables", "prompts", "model", "dataset", "slice", metric="templates")
         assert {value for (m, _, s), (value, _) in rows.items() if (m, s) == (model, name)} == {len(templates)}
+
+
+def check_corruptions_3d(tables: Path, models: set[str]) -> None:
+    """Every type at every severity, as many images each; a set's accuracy is their mean."""
+    types = {"mini_3dcc": 6, "mini_3dcc_video": 6}
+    for dataset, number in types.items():
+        by_slice = values(tables, "accuracy", "model", "slice", dataset=dataset, metric="accuracy")
+        assert {model for model, _ in by_slice} == models
+        for model in models:
+            cells = {s: v for (m, s), v in by_slice.items() if m == model and re.fullmatch(r"\w+:[1-5]", s)}
+            cells = {s: v for s, v in cells.items() if not s.startswith("severity")}
+            assert len(cells) == 5 * number and len({n for _, n in cells.values()}) == 1
+            assert np.isclose(by_slice[model, ""][0], np.mean([value for value, _ in cells.values()]))
+
+
+def check_correspondence(tables: Path, models: set[str]) -> None:
+    """A wider threshold loses no match."""
+    recall = values(tables, "correspondence", "model", "convention", "slice", dataset="mini_pairs", metric="recall")
+    assert {model for model, _, _ in recall} == models
+    for model, convention in {key[:2] for key in recall}:
+        plain = {s: v for (m, c, s), (v, _) in recall.items() if (m, c) == (model, convention) and ":" not in s}
+        wider = sorted(plain, key=lambda slice_: float(re.sub(r"[a-z]+", "", slice_)))
+        for unit in {re.sub(r"[\d.]+", "", slice_) for slice_ in wider}:
+            curve = [plain[slice_] for slice_ in wider if slice_.endswith(unit)]
+            assert len(curve) >= 2 and (np.diff(curve) >= 0).all(), (model, convention, unit)
+
+
+def check_questions(tables: Path, selectors: Mapping[str, str], asked: set[str]) -> None:
+    """A selector is always right where it was right, and never where it was wrong, on its own questions."""
+    accuracy = values(tables, "choice", "model", "convention", "slice", metric="accuracy")
+    own = {name: f"{name}:two_way_own" for name in selectors}
+    for name, model in selectors.items():
+        assert accuracy[model, own[name], "selector_right"][0] == 1
+        assert accuracy[model, own[name], "selector_wrong"][0] == 0
+    gain = values(tables, "choice", "model", "convention", "slice", metric="gain")
+    for model in asked:
+        for name, selector in selectors.items():
+            right, count = accuracy[model, f"{name}:likelihood", ""]
+            theirs, same = accuracy[selector, own[name], ""]
+            difference, n = gain[model, f"{name}:likelihood-two_way_own:{selector}", ""]
+            assert count == same == n and np.isclose(difference, right - theirs)

@@ -1,5 +1,6 @@
 """The mini study in full, from nothing: what it was built to show."""
 
+import numpy as np
 import pytest
 import yaml
 
@@ -99,7 +100,7 @@ def test_attacks_get_nowhere_by_chance(tables, study):
 
 
 def test_shifts_that_were_made_are_what_they_are_made_of(tables, study):
-    models = set(study.models)
+    models = set(study.computed)
     invariants.check_corruptions(tables, models, study.config["normaliser"])
     invariants.check_video(tables, models)
     invariants.check_printed_words(tables, models)
@@ -113,7 +114,7 @@ def test_shifts_that_were_made_are_what_they_are_made_of(tables, study):
 
 def test_planted_copies_are_found_and_other_pictures_are_not(tables, study):
     """Copies of the planted set were made as those that the threshold was chosen on; no corpus has renditions."""
-    invariants.check_overlap(tables, set(study.models), set(study.config["overlap"]["datasets"]))
+    invariants.check_overlap(tables, set(study.computed), set(study.config["overlap"]["datasets"]))
     rows = io.read_parquet(tables / "data_overlap.parquet")
     found = {
         (rows["dataset"][i], rows["metric"][i]): (rows["low"][i], rows["value"][i], rows["high"][i])
@@ -128,3 +129,30 @@ def test_planted_copies_are_found_and_other_pictures_are_not(tables, study):
 
 def test_prompts_are_searched_for_each_model(tables, study):
     invariants.check_searched_prompts(tables.parent, set(study.prompted), "mini_auto_5", 5)
+
+
+def test_3d_corruptions_grow_with_severity(tables, study):
+    invariants.check_corruptions_3d(tables, set(study.computed))
+    for dataset in ("mini_3dcc", "mini_3dcc_video"):
+        found = invariants.values(tables, "accuracy", "model", "slice", dataset=dataset, metric="accuracy")
+        mean = [np.mean([v for (_, s), (v, _) in found.items() if s.endswith(f":{n}")]) for n in range(1, 6)]
+        assert (np.diff(mean) < 0).all(), (dataset, mean)
+
+
+def test_a_mini_llava_answers_where_the_selector_was_wrong(tables, study):
+    selectors = study.config["lmm"]["selectors"]
+    invariants.check_questions(tables, selectors, {"mini_llava"})
+    rows = io.read_parquet(tables / "choice.parquet")
+    low = {
+        (rows["convention"][i], rows["slice"][i]): rows["low"][i]
+        for i in range(len(rows["low"]))
+        if rows["metric"][i] == "gain"
+    }
+    assert low[f"clip:likelihood-two_way_own:{selectors['clip']}", "selector_wrong"] > 0.1
+
+
+def test_points_are_found_again_far_above_chance(tables, study):
+    models = set(study.named_models(study.config["correspondence"]["models"]))
+    invariants.check_correspondence(tables, models)
+    recall = invariants.values(tables, "correspondence", "model", "convention", metric="recall", slice="2px")
+    assert min(value for value, _ in recall.values()) > 0.05, "by chance a fiftieth of a solid's points are that near"
