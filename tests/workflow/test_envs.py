@@ -1,4 +1,4 @@
-"""Every env is pinned as the lock is, holds what its wing imports and no more, and runs it alone."""
+"""Every env is pinned as the lock is, holds what its wing imports and no more, solves, and runs its wing alone."""
 
 import ast
 import os
@@ -13,6 +13,9 @@ import yaml
 
 from clip_robustness.core import io
 from tests.unit.samples import encoded, make_tar, picture
+
+from . import conda
+from .conftest import build_house
 
 WINGS_OF = {
     "data": ("data",),
@@ -31,8 +34,7 @@ def normal(name: str) -> str:
 
 
 def pins(root: Path, env: str) -> dict[str, str]:
-    content = yaml.safe_load((root / f"envs/{env}.yaml").read_text())
-    listed = next(item["pip"] for item in content["dependencies"] if isinstance(item, dict))
+    listed = conda.pip_part(root / f"envs/{env}.yaml")
     assert all("==" in line for line in listed)
     return {normal(name): version for name, version in (line.split("==") for line in listed)}
 
@@ -72,6 +74,24 @@ def test_an_env_lacks_and_over_declares_nothing(root, env):
     assert declared <= own | core | INDIRECT.get(env, set()), f"nothing imports {declared - own - core}"
 
 
+@pytest.fixture(scope="module")
+def channel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("conda") / "channel"
+    conda.call("build-channel", folder)
+    return folder
+
+
+@pytest.mark.parametrize("env", WINGS_OF)
+def test_an_env_solves(root, env, channel, tmp_path):
+    """By py-rattler, specs read strictly, from a channel with newer Pythons and a pip that fits none of ours."""
+    content = yaml.safe_load((root / f"envs/{env}.yaml").read_text())
+    assert content.keys() == {"channels", "dependencies"} and content["channels"] == ["conda-forge", "nodefaults"]
+    urls = conda.call("create-from", root / f"envs/{env}.yaml", channel, tmp_path / env).splitlines()
+    expected = {"python-3.11.14-0", "pip-25.2-0"}
+    assert {url.rpartition("/")[2] for url in urls} == {f"{name}.tar.bz2" for name in expected}
+    assert {path.stem for path in (tmp_path / env / "conda-meta").glob("*.json")} == expected
+
+
 LIGHT = ("data", "metrics", "plot")
 ALL = LIGHT + (("torch",) if os.environ.get("CLIP_ROBUSTNESS_ALL_ENVS") else ())
 
@@ -104,24 +124,88 @@ VERBS = {
 }
 
 
+@pytest.fixture(scope="module")
+def venvs(root, tmp_path_factory) -> Path:
+    """A folder with each env, installed from its pins alone, and one without any."""
+    folder = tmp_path_factory.mktemp("envs")
+    for env in ("bare", *ALL):
+        subprocess.run([sys.executable, "-m", "venv", str(folder / env)], check=True)
+        listed = [] if env == "bare" else [f"{name}=={version}" for name, version in pins(root, env).items()]
+        if listed:
+            subprocess.run([str(folder / env / "bin/pip"), "install", "--quiet", *listed], check=True)
+    return folder
+
+
 @pytest.mark.slow
-def test_each_env_alone_runs_its_wing(root, tmp_path):
+def test_each_env_alone_runs_its_wing(root, venvs, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
     classes = ["cube", "arch"]
     make_tar(tmp_path / "few.tar", {f"{name}/1.png": encoded(picture(64, 48, 1), "PNG") for name in classes})
     io.write_json(tmp_path / "few.json", {"name": "few", "base": None, "classes": classes, "members": [[0], [1]]})
     for env in ALL:
-        folder = tmp_path / env
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        listed = [f"{name}=={version}" for name, version in pins(root, env).items()]
-        subprocess.run([str(folder / "bin/pip"), "install", "--quiet", *listed], check=True)
         for verb in VERBS[env]:
             command = shlex.split(verb.format(root=root, work=tmp_path))
             run = subprocess.run(
-                [str(folder / "bin/python"), "-m", "clip_robustness", *command],
+                [str(venvs / env / "bin/python"), "-m", "clip_robustness", *command],
                 env=environment,
                 capture_output=True,
                 text=True,
             )
             assert run.returncode == 0, f"{env}: {verb}: {run.stderr[-3000:]}"
     assert (tmp_path / "report.html").is_file()
+
+
+class CondaHouse:
+    """A checkout in which `snakemake --sdm conda` finds a conda: the solver is real, what it installs is `venvs`."""
+
+    def __init__(self, root: Path, path: Path, channel: Path, venvs: Path):
+        self.house, self.stand_in = build_house(path / "house", root), path / "conda"
+        (self.stand_in / "bin").mkdir(parents=True)
+        (self.stand_in / "channel").symlink_to(channel)
+        (self.stand_in / "venvs").symlink_to(venvs)
+        program = f'#!/bin/sh\nPYTHONPATH= exec {sys.executable} {Path(conda.__file__)} "$@"\n'
+        (self.stand_in / "bin/conda").write_text(program)
+        (self.stand_in / "bin/conda").chmod(0o755)
+        activate = (
+            'export PATH="$(readlink -f "$1/bin"):$PATH" CONDA_PREFIX="$1"\necho activate "$1" >> $CONDA_STAND_IN/log\n'
+        )
+        (self.stand_in / "bin/activate").write_text(activate)
+
+    def snakemake(self, monkeypatch, *arguments: str) -> list[str]:
+        """Run it, and return the calls of conda."""
+        monkeypatch.setenv("CONDA_STAND_IN", str(self.stand_in))
+        monkeypatch.setenv("PATH", f"{self.stand_in / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        self.house.snakemake("--sdm", "conda", "--configfile", "config/published.yaml", *arguments)
+        return (self.stand_in / "log").read_text().splitlines()
+
+
+@pytest.fixture
+def conda_house(root, tmp_path, channel, venvs) -> CondaHouse:
+    return CondaHouse(root, tmp_path, channel, venvs)
+
+
+@pytest.mark.slow
+def test_a_study_runs_with_sdm_conda(conda_house, monkeypatch):
+    """Each rule in the env that it names: three wings, and nothing but their pins."""
+    targets = ["figures/published/retrieval.pdf", "results/published/tables/factor_fits.parquet"]
+    calls = conda_house.snakemake(monkeypatch, "--config", "resamples=100", "--", *targets)
+    created = [call.split("--prefix ")[1] for call in calls if call.startswith("env create")]
+    activated = {call.removeprefix("activate ") for call in calls if call.startswith("activate")}
+    assert len(created) == 3 and {Path(path).name for path in created} == {Path(path).name for path in activated}
+    envs = {(Path(path) / "bin").resolve().parent.name for path in created}
+    assert envs == {"data", "metrics", "plot"}
+    assert all((conda_house.house.path / target).is_file() for target in targets)
+
+
+@pytest.mark.slow
+def test_an_explicit_pin_file_takes_the_place_of_the_yaml(conda_house, channel, tmp_path, monkeypatch):
+    """As README tells how to add one: it has no part of pip's, so a script beside it installs that."""
+    envs = conda_house.house.path / "envs"
+    urls = conda.call("create-from", envs / "plot.yaml", channel, tmp_path / "solved")
+    (envs / "plot.linux-64.pin.txt").write_text(f"@EXPLICIT\n{urls}")
+    (envs / "plot.post-deploy.sh").write_text('python -m pip freeze > "$CONDA_PREFIX.freeze"\n')
+    calls = conda_house.snakemake(monkeypatch, "--conda-create-envs-only", "figures/published/retrieval.pdf")
+    (explicit,) = (call for call in calls if call.startswith("create"))
+    assert ".pin.txt --prefix " in explicit
+    prefix = Path(explicit.split("--prefix ")[1].split(" --yes")[0])
+    assert prefix.with_name(f"{prefix.name}.freeze").read_text() == ""
