@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clip_robustness.core.names import NAMED, dataset_title, source_title  # noqa: F401
 from clip_robustness.core.tables import MEASUREMENT
 from clip_robustness.figures import style
 
@@ -29,51 +30,6 @@ _NUMBERS = ("value", "low", "high", "n", "slope", "intercept", "r", "train_image
 
 # The fit that a figure shows when a table holds several: that of Taori et al. (2020), then what is nearest.
 FITS = (("logit", "ols"), ("logit", "huber"), ("probit", "ols"), ("probit", "huber"), ("linear", "ols"))
-
-NAMED = {
-    "imagenet": "ImageNet",
-    "imagenet_val": "ImageNet",
-    "imagenet_v2": "ImageNet-V2",
-    "imagenet_v2_matched_frequency": "ImageNet-V2",
-    "imagenet_v2_threshold": "ImageNet-V2 (threshold 0.7)",
-    "imagenet_v2_threshold07": "ImageNet-V2 (threshold 0.7)",
-    "imagenet_v2_top": "ImageNet-V2 (top images)",
-    "imagenet_v2_top_images": "ImageNet-V2 (top images)",
-    "imagenet_r": "ImageNet-R",
-    "imagenet_a": "ImageNet-A",
-    "imagenet_sketch": "ImageNet-Sketch",
-    "imagenet_x": "ImageNet-X",
-    "objectnet": "ObjectNet",
-    "imagenet_vid_robust": "Vid-Robust",
-    "imagenet_vid_pm0": "Vid-Robust, pm-0",
-    "imagenet_vid_pm10": "Vid-Robust, pm-10",
-    "ytbb_robust": "YTBB-Robust",
-    "ytbb_pm0": "YTBB, pm-0",
-    "ytbb_pm10": "YTBB, pm-10",
-    "stylized_imagenet": "Stylized-ImageNet",
-    "imagenet_c": "ImageNet-C",
-    "imagenet_greyscale": "Greyscale",
-    "imagenet_pgd": "PGD",
-    "mini_c": "Corruptions",
-    "mini_pgd": "PGD",
-    "imagenet_3dcc": "ImageNet-3DCC",
-    "mini_3dcc": "3D corruptions",
-    "navi": "NAVI",
-    "scannet_pairs": "ScanNet",
-    "spair": "SPair-71k",
-    "mini_pairs": "Pairs of views",
-    "imagenet_d": "ImageNet-D",
-    "inaturalist": "iNaturalist",
-    "sun": "SUN",
-    "places": "Places",
-    "textures": "Textures",
-    "imagenet_o": "ImageNet-O",
-    "ninco": "NINCO",
-    "ninco_popular": "NINCO, popular sets",
-    "coco": "COCO",
-    "flickr30k": "Flickr30k",
-    "natural_average": "Natural average",
-}
 
 
 def table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
@@ -139,16 +95,6 @@ def describe(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
 def records(frame: pd.DataFrame) -> list[Any]:
     """Rows as named tuples, whose fields pandas cannot give types to."""
     return list(frame.itertuples())
-
-
-def source_title(name: str) -> str:
-    """A training source as the models table names it; of a mini world, without what all of them share."""
-    return name.removeprefix("mini_train_").replace("_", " ") or "unknown"
-
-
-def dataset_title(name: str) -> str:
-    plain = name.removeprefix("mini_").replace("_", " ")
-    return NAMED.get(name, plain[:1].upper() + plain[1:])
 
 
 def dataset_order(names: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ Figures are built from `matplotlib.figure.Figure`, without pyplot, so that drawi
 import functools
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from clip_robustness.core import io, statistics
+from clip_robustness.core.names import FAMILIES, GROUPS
 
 SINGLE, DOUBLE, PAGE = 3.35, 6.9, 9.0
 
-# Okabe and Ito's palette, which stays apart under the common colour-vision deficiencies; the population
-# that baselines are fitted on is grey, since it is the background of every comparison.
-GROUPS = {
-    "clip_zero_shot": ("CLIP, zero-shot", "#0072B2"),
-    "clip_finetuned": ("CLIP, fine-tuned", "#56B4E9"),
-    "standard": ("Standard", "#757575"),
-    "more_data": ("More data", "#E69F00"),
-    "self_supervised": ("Self-supervised", "#009E73"),
-    "robust": ("Robust training", "#CC79A7"),
-    "vlm": ("Vision-language model", "#D55E00"),
-    "human": ("Human", "#000000"),
-    "unlisted": ("Not in the models table", "#B8B8B8"),
-}
-FAMILIES = {
-    "vit": ("ViT", "o"),
-    "resnet": ("ResNet", "s"),
-    "convnext": ("ConvNeXt", "^"),
-    "other": ("Other", "D"),
-}
 # A thin white rim keeps a label readable on lines and points.
 OUTLINE: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=1.4, foreground="white")]
 NOT_MEASURED = "not measured in this study"
@@ -116,10 +99,15 @@ def save(
     pdf_metadata = {"Title": title, "Subject": study, "Keywords": provenance, "CreationDate": None}
     png_metadata = {"Title": title, "Source": study, "Comment": provenance, "Software": None}
     with matplotlib.rc_context(_RC):
-        with io.atomic(pdf) as temporary:
-            figure.savefig(temporary, format="pdf", metadata=pdf_metadata)
-        with io.atomic(png) as temporary:
-            figure.savefig(temporary, format="png", dpi=200, metadata=png_metadata)
+        _write(pdf, figure, format="pdf", metadata=pdf_metadata)
+        _write(png, figure, format="png", dpi=200, metadata=png_metadata)
+
+
+def _write(path: str | Path, figure: Figure, **options: Any) -> None:
+    drawn = BytesIO()  # on a full disk, matplotlib's own writers fail in ways of their own
+    figure.savefig(drawn, **options)
+    with io.atomic(path) as temporary:
+        temporary.write_bytes(drawn.getbuffer())
 
 
 def color(group: str) -> str:

@@ -26,8 +26,9 @@ from typing import Any
 import pandas as pd
 
 from clip_robustness.core.schema import check, load_yaml, stop
+from clip_robustness.core.tables import read_frame
 from clip_robustness.report.effects import KINDS, RESAMPLES, Effect, Lacking
-from clip_robustness.report.tables import read_table, write_table
+from clip_robustness.report.tables import write_table
 
 NOT_MEASURED = "not measured here"
 COLUMNS = (
@@ -53,7 +54,7 @@ def evaluate_claims(claims: Path, schema: Path, tables: Sequence[Path], study: s
     Errors: `InputError` for a claims file that does not hold, and for a table that is not whole.
     """
     entries = load_claims(claims, schema)
-    frames = {Path(path).stem: read_table(Path(path)) for path in tables}
+    frames = {Path(path).stem: read_frame(Path(path)) for path in tables}
     rows = [_row(claim, frames) | {"study": study} for claim in entries]
     for row, significant in zip(rows, _holm([row["p"] for row in rows]), strict=True):
         kept = significant or row["verdict"] in (NOT_MEASURED, "undecided")

@@ -18,7 +18,8 @@ import pandas as pd
 
 from clip_robustness.core import statistics
 from clip_robustness.core.io import InputError
-from clip_robustness.report.tables import read_table, write_table
+from clip_robustness.core.tables import read_frame
+from clip_robustness.report.tables import write_table
 
 FLAGGED = 0.003
 COLUMNS = (
@@ -65,7 +66,7 @@ def compare_published(
     n is not known. precision, pillow: how the study embedded (config key; version), for `reasons` only.
     Errors: `InputError` for a file that is missing or lacks a column, and for a published key that is not there.
     """
-    listed = read_table(models)
+    listed = read_frame(models)
     facts: dict[str, Row] = {str(row["model"]): row for row in _records(listed)}
     keys = {model: str(row["published"]) for model, row in facts.items() if row.get("published")}
     there = {row["model"]: row for row in _read_csv(published / "models.csv")} if keys else {}
@@ -76,7 +77,7 @@ def compare_published(
     how = {"precision": precision, "pillow": pillow}
     rows = []
     for path in tables:
-        for measured in _records(read_table(Path(path))):
+        for measured in _records(read_frame(Path(path))):
             key = keys.get(measured["model"])
             if key is None or measured["source"] != "measured":
                 continue
