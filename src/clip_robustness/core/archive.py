@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
+from clip_robustness.core.parquet import decode
 
 REQUIRED = ("image_id", "archive", "offset", "size", "label")
 CODECS = ("", "deflate", "parquet")
@@ -29,6 +30,7 @@ REMEDY = "fetch the archive again, or delete the index and build it anew"
 # What hubs call the column of images: a struct of `bytes` and `path`, or plain bytes.
 IMAGE_COLUMNS = ("image", "img")
 LARGEST_GROUP = 8 << 30  # bytes of images in one row group of a parquet file; it is read as a whole
+LARGEST_TABLE = 1 << 30  # bytes of its other columns
 
 # Images do not deflate. What grows far more than this is a bomb; small files of text and numbers may.
 LARGEST_RATIO = 100
@@ -76,6 +78,9 @@ class ArchiveReader:
             if isinstance(file, ParquetImages):
                 self._drop_other_groups(file)
                 return file.read(offset, name)
+            if (beyond := offset + size - os.fstat(file).st_size) > 0:
+                end = f"ends {beyond} bytes before the image does (bytes {offset} to {offset + size})"
+                raise InputError(f"{name}: truncated, the file {end}; {REMEDY}")
             parts, missing = [], size
             while missing:  # one read returns 2 GiB at most, and less on some network file systems
                 part = os.pread(file, missing, offset + size - missing)
@@ -86,8 +91,7 @@ class ArchiveReader:
         except OSError as error:
             raise InputError(f"{name}: cannot read it ({error.strerror or error}); {REMEDY}") from None
         if missing:
-            end = f"ends {missing} bytes before the image does (bytes {offset} to {offset + size})"
-            raise InputError(f"{name}: truncated, the file {end}; {REMEDY}")
+            raise InputError(f"{name}: truncated, the file became shorter while it was read; {REMEDY}")
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         return _inflate(data, name) if codec else data
 
@@ -127,15 +131,19 @@ class ParquetImages:
         try:
             self._file = pyarrow.parquet.ParquetFile(path)
             kinds = {name: self._file.schema_arrow.field(name).type for name in self._file.schema_arrow.names}
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            schema = self._file.schema
+            self._leaves = [schema.column(i).path for i in range(len(schema))]
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # the last: a name twice
             raise InputError(f"{path}: not a whole parquet file ({error}); {REMEDY}") from None
         self.rows: int = self._file.metadata.num_rows
         leaves = {name: _leaf(name, kinds.get(name)) for name in IMAGE_COLUMNS}
         self.name = next((name for name, leaf in leaves.items() if leaf), None)
         self.column = leaves[self.name] if self.name else None
         self.others = [name for name in kinds if name != self.name]
-        groups = (self._file.metadata.row_group(i) for i in range(self._file.metadata.num_row_groups))
-        self._ends = np.cumsum([group.num_rows for group in groups])
+        groups = [self._file.metadata.row_group(i) for i in range(self._file.metadata.num_row_groups)]
+        self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+        if min([group.num_rows for group in groups], default=0) < 0 or self._ends[-1:].sum() != self.rows:
+            raise InputError(f"{path}: not a whole parquet file (its row groups are not its rows); {REMEDY}")
         self.drop_group()
 
     def close(self) -> None:
@@ -157,7 +165,7 @@ class ParquetImages:
             self.drop_group()
             try:
                 self._values = self._read_group(group)
-            except (pyarrow.ArrowException, OSError) as error:
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{name}: damaged row group {group} ({error}); {REMEDY}") from None
             self._group = group
         first = int(self._ends[group - 1]) if group else 0
@@ -170,29 +178,39 @@ class ParquetImages:
     def paths(self) -> list[str | None]:
         """What the writer called each image, without a look at the images; None where it did not say."""
         leaf = f"{self.name}.path"
-        if self.column != f"{self.name}.bytes" or leaf not in self._leaves():
+        if self.column != f"{self.name}.bytes" or leaf not in self._leaves:
             return [None] * self.rows
-        return self._file.read(columns=[leaf], use_threads=False).flatten().column(0).to_pylist()
+        return self.table([leaf]).flatten().column(0).to_pylist()
+
+    def table(self, columns: Sequence[str]) -> Any:
+        """Columns of all rows. Errors: `InputError` for a damaged file, and for what grows beyond LARGEST_TABLE."""
+        import pyarrow
+
+        try:
+            table = decode(self._file, columns, range(len(self._ends)), LARGEST_TABLE)
+        except (pyarrow.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path}: not a whole parquet file ({error}); {REMEDY}") from None
+        if table is None:
+            fault = f"its columns {', '.join(columns)} hold more than {LARGEST_TABLE:,} bytes"
+            raise InputError(f"{self.path}: {fault}; write it anew in several files")
+        return table
 
     def features(self) -> Any:
         """What the library `datasets` wrote about the columns, {} if it did not write the file."""
         try:
             return json.loads((self._file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return {}
 
-    def _leaves(self) -> list[str]:
-        schema = self._file.schema
-        return [schema.column(i).path for i in range(len(schema))]
-
     def _read_group(self, group: int) -> Any:
-        meta = self._file.metadata.row_group(group)
-        chunks = (meta.column(i) for i in range(meta.num_columns))
-        size = next(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == self.column)
-        if size > LARGEST_GROUP:
-            fault = f"row group {group} holds {size:,} bytes of images, more than {LARGEST_GROUP:,}"
+        assert self.column is not None
+        table = decode(self._file, [self.column], [group], LARGEST_GROUP)
+        if table is None:
+            fault = f"row group {group} holds more than {LARGEST_GROUP:,} bytes of images"
             raise InputError(f"{self.path}: {fault}; write it anew with smaller row groups")
-        return self._file.read_row_group(group, columns=[self.column], use_threads=False).column(0)
+        if len(table) != self._file.metadata.row_group(group).num_rows:
+            raise InputError(f"{self.path}: row group {group} holds {len(table)} images; {REMEDY}")
+        return table.column(0)
 
 
 def _leaf(name: str, kind: Any) -> str | None:

@@ -64,7 +64,7 @@ def page(study: Study) -> str:
     """What is missing, where to get it, what to type, and which figures can be made without it."""
     missing = study.unavailable
     roots = [name for name, dataset in missing.items() if not waits_for_another(study, name)]
-    blocking = [name for name in roots if any(study.datasets[n].metrics for n in _with_dependents(study, name))]
+    blocking = [name for name in roots if any(study.metrics_of(n) for n in _with_dependents(study, name))]
     lines = [f"The study '{study.name}' needs data that no program may fetch unasked."]
     for name in sorted(roots, key=lambda name: name not in blocking):
         lines += ["", *_entry(study, name)]

@@ -32,9 +32,15 @@ def pin(lock: Path, key: str, facts: Mapping[str, Any]) -> None:
 def pins_of(lock: Path) -> dict[str, Any]:
     """What is pinned, by key; nothing where there is no file yet. Errors: `InputError` for a file that is no lock."""
     pins = io.read_json(lock) if lock.exists() else {}
-    if not isinstance(pins, dict) or not all(isinstance(pin, dict) for pin in pins.values()):
+    if not isinstance(pins, dict) or not all(isinstance(pin, dict) and _states(pin) for pin in pins.values()):
         raise InputError(f"{lock}: expected an object of objects; take the committed file again")
     return pins
+
+
+def _states(pin: Mapping[str, Any]) -> bool:
+    """Whether it has nothing but texts, whole numbers, and texts by name."""
+    inner = [part for fact in pin.values() for part in (fact.values() if isinstance(fact, dict) else [fact])]
+    return all(isinstance(fact, str | int | None) for fact in inner)
 
 
 @contextlib.contextmanager
@@ -43,7 +49,7 @@ def alone(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     guard = path.with_name(f".{path.name}.lock")
     while True:
-        handle = os.open(guard, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(guard, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # no link of somebody else's
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

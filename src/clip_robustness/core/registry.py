@@ -14,12 +14,13 @@ from typing import Any
 from clip_robustness.core.gating import without_unavailable
 from clip_robustness.core.io import InputError
 from clip_robustness.core.preprocessing import Preprocessing
-from clip_robustness.core.schema import check, load_yaml, schema, stop, unknown
+from clip_robustness.core.schema import as_number, check, load_checked, load_yaml, schema, stop, unknown
 from clip_robustness.core.schema import nearest as nearest  # published tables say it in the same words
 from clip_robustness.core.study import Dataset, Model, Study
 
 # A family is a file of the data wing, so it is known without importing that wing; the mini study has two more.
 ADAPTERS = Path(__file__).resolve().parents[1] / "data" / "adapters"
+ROOT = Path(__file__).resolve().parents[3]
 MADE_HERE = (
     "mini_world",
     "mini_filtered",
@@ -41,7 +42,7 @@ def load_study(config: Mapping[str, Any], root: Path) -> Study:
     stop(problems)
     models = load_models(root / config["models"]["table"], root)
     datasets, label_spaces = load_datasets(root / config["datasets"]["table"], root)
-    prompts = load_yaml(root / config["prompts"]["table"])
+    prompts = load_checked(root / config["prompts"]["table"], "prompts", root)
 
     sets = model_sets(root / config["models"]["definitions"], models)
     chosen = _choose(models, sets, config["models"], f"{where}, models", problems)
@@ -95,7 +96,8 @@ def _faults_of_attacks(
 ) -> list[str]:
     attacks, where = config["attacks"], f"{where}, attacks"
     known = load_yaml(root / attacks["table"]) if attacks["names"] or attacks["settings"] else {}
-    faults = [
+    faults = [f"{attacks['table']}, {n}: expected its settings" for n in known if not isinstance(known[n], dict)]
+    faults += [
         f"{where}.{field}: {unknown(n, known, attacks['table'])}"
         for field in ("names", "settings")  # a config file that is laid over another leaves settings of other names
         for n in attacks[field]
@@ -103,7 +105,8 @@ def _faults_of_attacks(
     ]
     wanted = {*models, *set().union(*sets.values())}
     faults += [f"{where}.models: {unknown(n, wanted, 'models and sets')}" for n in attacks["models"] if n not in wanted]
-    entries = {n: {**known[n], **attacks["settings"].get(n, {})} for n in attacks["names"] if n in known}
+    whole = [n for n in attacks["names"] if isinstance(known.get(n), dict)]
+    entries = {n: {**known[n], **attacks["settings"].get(n, {})} for n in whole}
     for name, entry in entries.items():
         check(entry, schema("attack", root), f"{attacks['table']}, {name}", faults)
     transferred = [name for name, entry in entries.items() if entry.get("substitute")]
@@ -148,6 +151,8 @@ def load_models(path: Path, root: Path) -> dict[str, Model]:
             rows = [(reader.line_num, row) for row in reader if row and not row[0].startswith("#")]
     except OSError as error:
         raise InputError(f"{path}: cannot read it ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a table in UTF-8, separated by tabs ({error})") from None
     if header != fields:
         for name in [n for n in header if n not in fields]:
             problems.append(f"{path}, header: {unknown(name, fields, 'the columns', 'column')}")
@@ -166,7 +171,7 @@ def load_models(path: Path, root: Path) -> dict[str, Model]:
             problems.append(f"{where}, field 'model': the name is taken by line {lines[values['model']]}")
             continue
         for field, kind in NUMBERS.items():
-            values[field] = _number(values[field], kind)
+            values[field] = as_number(values[field], kind)
         values["listed"] = [name for name in values["listed"].split(",") if name]
         before = len(problems)
         check(values, rules, where, problems)
@@ -215,7 +220,7 @@ def _faults_of_model(model: Model, where: str) -> list[str]:
 def model_sets(path: Path, models: Mapping[str, Model]) -> dict[str, set[str]]:
     """Model -> the names of the sets that it is in, by the conditions on columns in the file `path`."""
     problems: list[str] = []
-    definitions = load_yaml(path)
+    definitions = load_checked(path, "model_sets", ROOT)
     fields = {field.name for field in dataclasses.fields(Model)}
     for name, conditions in definitions.items():
         for condition in conditions:
@@ -241,8 +246,7 @@ def model_sets(path: Path, models: Mapping[str, Model]) -> dict[str, set[str]]:
 def load_datasets(path: Path, root: Path) -> tuple[dict[str, Dataset], dict[str, dict[str, Any]]]:
     """Read and validate datasets.yaml: its data sets and its label spaces."""
     problems: list[str] = []
-    document = check(load_yaml(path), schema("datasets", root), str(path), problems)
-    stop(problems)
+    document = load_checked(path, "datasets", root)
     spaces, entries = document["label_spaces"], document["datasets"]
     for name, space in spaces.items():
         base = space.get("base")
@@ -278,7 +282,9 @@ def _faults_of_source(entry: Mapping[str, Any], entries: Mapping[str, Any], wher
     faults = [f"{where}.archives: the file '{file}' stands there twice" for file in files if files.count(file) > 1]
     if files and "hub" in entry:
         faults.append(f"{where}: both 'archives' and 'hub' are given, expected one of them")
-    for field, source in (("from", entry.get("from")), ("derive.from", entry.get("derive", {}).get("from"))):
+    named = [(field, entry.get(field)) for field in ("from", "corrupt", "pool", "habits")]
+    named += [("derive.from", entry.get("derive", {}).get("from"))]
+    for field, source in named + [("combine", name) for name in entry.get("combine", {}).values()]:
         if source and source not in entries:
             faults.append(f"{where}.{field}: {unknown(source, entries, 'this file', 'data set')}")
     return faults[:1]
@@ -286,8 +292,7 @@ def _faults_of_source(entry: Mapping[str, Any], entries: Mapping[str, Any], wher
 
 def describe_study(config: Path) -> None:
     """Validate a study's config file with all that it names, and print what it holds."""
-    root = Path(__file__).resolve().parents[3]
-    study = load_study(load_yaml(config), root)
+    study = load_study(load_yaml(config), ROOT)
     print(f"{study.name}: {len(study.models)} models, {len(study.evaluated)} data sets to evaluate")
     for suite, names in study.suites.items():
         print(f"  suite {suite}: {', '.join(names)}")
@@ -320,12 +325,3 @@ def _choose(
         for name, row in table.items()
         if (name in choice["names"] or wanted & sets[name]) and name not in choice["without"]
     }
-
-
-def _number(text: str, kind: type) -> Any:
-    if text == "":
-        return None
-    try:
-        return kind(text)
-    except ValueError:
-        return text  # the schema says what was expected

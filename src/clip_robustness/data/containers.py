@@ -5,6 +5,7 @@ names that lead out of the archive, bombs. What a hostile archive claims about i
 """
 
 import io as streams
+import re
 import stat
 import struct
 import tarfile
@@ -21,7 +22,9 @@ FETCH_AGAIN = "delete it and fetch it again"
 YOURS = "your copy under 'local:' in the config"
 
 LARGEST_HEADER = 1 << 20  # bytes of one tar member's headers: long names and pax records are read into memory
-LARGEST_DIRECTORY = 256 << 20  # bytes of a zip's directory: 2 million members
+LARGEST_DIRECTORY = 128 << 20  # bytes of a zip's directory: a million members
+MOST_GLOBAL = 100  # pax records for all members of a tar; Git writes one
+DIGITS = re.compile(rb"\d{100}")
 MOST_MEMBERS = 5_000_000  # the largest archive of the papers' data sets, ImageNet-C's blur, has one million
 ENCRYPTED, SIZES_FOLLOW = 0x1, 0x8  # flags of a zip member
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -58,6 +61,18 @@ class _Headers(streams.BufferedReader):
         return data
 
 
+class _Info(tarfile.TarInfo):
+    """A member's headers, looked at before Python is: until 3.11.10 and 3.12.6 it took quadratic time over long runs of
+    digits (CVE-2024-6232)."""
+
+    def _proc_pax(self, archive):
+        start, size = archive.fileobj.tell(), -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if DIGITS.search(archive.fileobj.read(size)):
+            raise InputError(f"{archive.fileobj.name}: a header of digits alone is a bomb; {FETCH_AGAIN}")
+        archive.fileobj.seek(start)
+        return super()._proc_pax(archive)  # type: ignore[misc]
+
+
 def tar_members(path: Path) -> list[Member]:
     """The files of an uncompressed tar, by its headers alone; of the tars inside, when it holds no image itself.
 
@@ -82,11 +97,15 @@ def _walk_tar(path: Path, start: int, end: int) -> list[Member]:
     try:
         with _Headers(path, LARGEST_HEADER, end) as file:
             file.seek(start)
-            archive = tarfile.TarFile(fileobj=file)
+            archive = tarfile.TarFile(fileobj=file, tarinfo=_Info)
             while (info := archive.next()) is not None:
                 vars(archive)["members"].clear()  # a million headers need not stay in memory
                 file.since = sum(map(len, archive.pax_headers.values()))  # of the whole archive: they pile up
                 where = f"{path}, member '{info.name}'"
+                if len(archive.pax_headers) > MOST_GLOBAL:  # each is applied to every member that follows
+                    raise InputError(
+                        f"{where}: more than {MOST_GLOBAL} headers for all members are a bomb; {FETCH_AGAIN}"
+                    )
                 if info.offset_data <= position or info.size < 0:
                     raise InputError(f"{where}: its header leads backwards; {FETCH_AGAIN}")
                 position = info.offset_data

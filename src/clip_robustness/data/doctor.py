@@ -4,11 +4,13 @@ import os
 import platform
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clip_robustness.core.gating import waits_for_another, what_to_type
+from clip_robustness.core.io import InputError, read_manifest
 from clip_robustness.core.provenance import versions
 from clip_robustness.core.registry import load_study
 from clip_robustness.core.schema import load_yaml
@@ -33,6 +35,7 @@ def examine(config: Path, fast: bool = False) -> int:
     parts += [_software(study, problems), _devices(study), _hub(study, problems)]
     parts += [_disk(study, problems), _data(study, fast, problems)]
     parts += ["\n".join(study.remarks)] if study.remarks else []
+    parts += _older_versions(study, problems)
     print("\n\n".join([*parts, _verdict(study, problems)]))
     return int(bool(problems))
 
@@ -68,6 +71,21 @@ def _software(study: Study, problems: list[str]) -> str:
             problems.append(f"{name} is not installed: run `make test`, or use `snakemake --sdm conda`")
     rows: list[Sequence[Any]] = [("SOFTWARE", "version"), ("python", platform.python_version()), *found.items()]
     return table(rows)
+
+
+def _older_versions(study: Study, problems: list[str]) -> list[str]:
+    """What to say of embeddings that other versions of the libraries made than those that are installed."""
+    folder, installed, found = folder_of(study, "results") / "embeddings", versions(INFERENCE), Counter[str]()
+    for path in (path for model in study.computed for path in sorted((folder / model).glob("*.json"))):
+        try:
+            made = read_manifest(path, model=str).get("versions", {})
+        except InputError as fault:
+            problems.append(str(fault))
+            continue
+        old = [f"{name} {made[name]}" for name in INFERENCE if made.get(name) not in (None, installed[name])]
+        found.update([" and ".join(old)] if old else [])
+    kept = f"they are kept; to make them again, delete {folder}"
+    return [f"{n} embeddings were made by {old}, which is not installed now: {kept}" for old, n in found.items()]
 
 
 def _devices(study: Study) -> str:
@@ -138,7 +156,8 @@ def _data(study: Study, fast: bool, problems: list[str]) -> str:
     for name, dataset in {**study.datasets, **study.skipped}.items():
         state, faults = _state(study, dataset, fast)
         problems += faults
-        rows.append((name, state + ("" if dataset.metrics else " (on demand)"), dataset.licence))
+        on_demand = name in study.datasets and not study.metrics_of(name)
+        rows.append((name, state + " (on demand)" * on_demand, dataset.licence))
     return table(rows)
 
 
@@ -171,7 +190,7 @@ def _state(study: Study, dataset: Dataset, fast: bool) -> tuple[str, list[str]]:
 
 def _verdict(study: Study, problems: list[str]) -> str:
     missing = study.unavailable
-    blocking = [name for name in missing if missing[name].metrics]
+    blocking = [name for name in missing if study.metrics_of(name)]
     lines = []
     if missing:
         own = [name for name in missing if not waits_for_another(study, name)]

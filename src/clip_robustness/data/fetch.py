@@ -54,6 +54,8 @@ def fetch(
         wanted = Wanted.of(entry, lock, key)
         store = Cache(cache, [wanted.sha256] if wanted.sha256 else [f"url-{io.digest(url)}" for url in urls])
         transfer = _Transfer(key, out, wanted, timeout, sleep)
+        if transfer.part.is_symlink():  # of somebody else, to take the bytes elsewhere
+            transfer.part.unlink()
         for path in filter(Path.is_file, (out, *store.paths())):
             try:
                 sha256 = wanted.check(path)
@@ -136,7 +138,8 @@ class _Transfer:
 
     def facts(self) -> dict[str, Any]:
         with contextlib.suppress(InputError, TypeError, ValueError):
-            return dict(io.read_json(self.facts_path))
+            facts = dict(io.read_json(self.facts_path))
+            return {name: fact for name, fact in facts.items() if isinstance(fact, int if name == "size" else str)}
         return {}
 
     def discard(self) -> None:
@@ -269,6 +272,8 @@ def _ask(url: str, start: int, validator: str | None, timeout: float) -> Iterato
     fatal = (requests.exceptions.SSLError, requests.TooManyRedirects, ValueError)
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            if url.startswith("https:") and not all(r.url.startswith("https:") for r in (*response.history, response)):
+                raise WrongCopy("it leads on to an address without TLS; name that address if you trust it")
             yield _read_head(response, start)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise (WrongCopy if isinstance(error, fatal) else _Interrupted)(_reason(error)) from None
@@ -285,26 +290,30 @@ def _read_head(response: Any, asked: int) -> _Answer:
     status, headers = response.status_code, response.headers
     covered, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     if status == 416:  # the part is the whole file, or is longer than the file that is now there
-        return _Answer(asked if total == str(asked) else -1, int(total) if total.isdecimal() else None, {}, iter(()))
+        return _Answer(asked if total == str(asked) else -1, _whole(total), {}, iter(()))
     if status in (408, 425, 429) or status >= 500:
         raise _Interrupted(f"HTTP {status} {response.reason}", _retry_after(headers.get("Retry-After", "")))
     if status not in (200, 206):
         raise WrongCopy(f"HTTP {status} {response.reason}")
-    start = covered.partition("-")[0] if status == 206 else "0"
+    start = _whole(covered.partition("-")[0]) if status == 206 else 0
     size = total if status == 206 else headers.get("Content-Length", "")
     return _Answer(
-        int(start) if start.isdecimal() else -1,
-        int(size) if size.isdecimal() else None,
+        -1 if start is None else start,
+        _whole(size),
         {"etag": headers.get("ETag"), "last_modified": headers.get("Last-Modified")},
         response.raw.stream(BLOCK, decode_content=False),
         headers.get("Content-Type", ""),
     )
 
 
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) < 19 else None
+
+
 def _retry_after(text: str) -> float | None:
     import urllib3
 
-    with contextlib.suppress(urllib3.exceptions.InvalidHeader):
+    with contextlib.suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return urllib3.Retry(retry_after_max=10**9).parse_retry_after(text) if text else None
     return None
 

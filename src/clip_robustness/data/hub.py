@@ -41,6 +41,8 @@ class Wanted(NamedTuple):
         """From an entry of `archives`; where it has no SHA-256, from the lock file."""
         known, origin = entry, "datasets.yaml"
         if not entry.get("sha256") and (found := pins_of(lock).get(key)):
+            if not re.fullmatch("[0-9a-f]{64}", str(found.get("sha256"))) or not isinstance(found.get("bytes", 0), int):
+                raise InputError(f"{lock}, {key}: no 'bytes' and 'sha256' of a file; take the committed file again")
             known, origin = found, f"pinned in {lock}; if you trust a changed release, remove the entry '{key}' there"
         return cls(entry.get("bytes", known.get("bytes")), known.get("sha256"), entry.get("md5"), origin)
 
@@ -145,6 +147,8 @@ def _snapshot(where: str, hub: Mapping[str, Any], revision: str, out: Path, hub_
         raise InputError(f"{where}: no such revision; correct 'hub.revision' in datasets.yaml") from None
     except errors.RepositoryNotFoundError:
         raise InputError(f"{where}: no such repository (or a private one: log in with `hf auth login`)") from None
+    except errors.HFValidationError as error:
+        raise InputError(f"{where}: not a repository's name ({error}); correct it in datasets.yaml") from None
     except errors.LocalEntryNotFoundError as error:
         remedy = f"run where there is a network, {yours}"
         raise InputError(
@@ -209,7 +213,7 @@ def _check_blob(blob: Path) -> str:
 def _fill(out: Path, chosen: Mapping[str, Path]) -> None:
     """Link (or copy) the files to `out`; what an earlier seal lists and is no longer wanted goes."""
     manifest = out / "manifest.json"
-    old = set(io.read_json(manifest)["files"]) if manifest.exists() else set()
+    old = set(io.read_seal(out)["files"]) if manifest.exists() else set()
     there = {path.name for path in out.iterdir() if path.name[0] != "."} if out.exists() else set()
     if strange := sorted(there - old - set(chosen) - {manifest.name}):
         raise InputError(f"{out}: holds files that are not of this data set ({', '.join(strange)}); move them away")

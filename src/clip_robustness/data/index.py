@@ -2,6 +2,7 @@
 
 import collections
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from clip_robustness.data.rows import Member, Row
 
 Adapter = Callable[[Sequence[Member], Mapping[str, Any], str, Mapping[str, Any]], list[Row]]
 SHOWN = 5
+HALVES = re.compile("[\ud800-\udfff]")  # of characters: JSON may hold them, no file of text can
+AGAIN = "fetch it again, or name your own copy under 'local:' in the config"
 
 
 def build_index(dataset: Mapping[str, Any], sources: Sequence[Path], labels: Path, out: Path) -> int:
@@ -119,6 +122,8 @@ def _attributes(rows: list[Row], taken: frozenset[str], where: str) -> dict[str,
         values = [row.attributes[name] for row in rows]
         present = [value for value in values if value is not None]
         if all(isinstance(value, str) for value in present):
+            if odd := [value for value in present if HALVES.search(value)]:
+                raise InputError(f"{where}: attribute '{name}': {odd[0][:60]!r} is no text; {AGAIN}")
             columns[name] = np.array(values, dtype=object)
         elif not all(isinstance(value, int | float | np.integer | np.floating) for value in present):
             kinds = sorted({type(value).__name__ for value in present})
@@ -127,5 +132,7 @@ def _attributes(rows: list[Row], taken: frozenset[str], where: str) -> dict[str,
             columns[name] = np.array([np.nan if value is None else value for value in values], np.float64)
         else:
             small = all(-(2**31) <= value < 2**31 for value in values)
+            if not all(-(2**63) <= value < 2**63 for value in values):
+                raise InputError(f"{where}: attribute '{name}': {max(values, key=abs)} is too large; {AGAIN}")
             columns[name] = np.array(values, dtype=np.int32 if small else np.int64)
     return columns

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _key(name: str) -> tuple[str, str]:
 def columns(archive: str) -> Mapping[str, np.ndarray]:
     """The columns of a parquet file but that of the images; row r belongs to the member with offset r."""
     with contextlib.closing(_parquet(archive)) as file:
-        return io.read_parquet(archive, file.others)
+        return io.table_columns(file.table(file.others))
 
 
 def label_names(archive: str, column: str = "label") -> list[str] | None:
@@ -93,7 +94,8 @@ def label_names(archive: str, column: str = "label") -> list[str] | None:
     """
     with contextlib.closing(_parquet(archive)) as file:
         features: Any = file.features()
-    names = features.get(column, {}).get("names") if isinstance(features, dict) else None
+    feature = features.get(column) if isinstance(features, dict) else None
+    names = feature.get("names") if isinstance(feature, dict) else None
     return list(map(str, names)) if isinstance(names, list) else None
 
 
@@ -186,9 +188,12 @@ def _unique(members: list[Member], source: Path) -> list[Member]:
 
 def _file_size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        state = path.stat()
     except OSError as error:
         raise InputError(f"{path}: cannot read it ({error.strerror})") from None
+    if not stat.S_ISREG(state.st_mode):  # a pipe would be waited on for ever
+        raise InputError(f"{path}: a device or pipe has no place in a data set; move it away")
+    return state.st_size
 
 
 def _unreadable(error: OSError) -> None:

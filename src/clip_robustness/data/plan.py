@@ -26,6 +26,7 @@ RULE_OF_ROLE = {  # instead of measure_accuracy
     "video_shift": "measure_video",
     "corruption": "measure_corruption",
     "corruption_3d": "measure_corruption",
+    "pool": "measure_pool",
 }
 
 
@@ -111,7 +112,7 @@ def job_counts(study: Study) -> dict[str, int]:
     """Jobs of the default target by rule, as a dry run of an empty checkout counts them."""
     counts: collections.Counter[str] = collections.Counter()
     counts["draw_figure"] = len(study.config["figures"])
-    for rule in ("write_report", "all", "compare_six_factors", "evaluate_claims", "compare_published"):
+    for rule in ("write_report", "write_cards", "all", "compare_six_factors", "evaluate_claims", "compare_published"):
         counts[rule] = 1
     if study.config["published"]:
         shifts = int(bool(study.config["shifts"]))
@@ -121,12 +122,10 @@ def job_counts(study: Study) -> dict[str, int]:
     filters = _filters(study)
     for metric in metrics:
         counts[f"measure_{metric.removeprefix('data_')}"] = len(study.measured(metric))
-    for _, dataset in study.measured("accuracy"):
-        if instead := RULE_OF_ROLE.get(study.datasets[dataset].role):
-            counts[instead] += 1
-            counts["measure_accuracy"] -= 1
     annotated = {(m, study.datasets[d].annotates) for m, d in study.measured("factors")}
-    counts["measure_accuracy"] += len((filters | annotated) - set(study.measured("accuracy")))
+    counts["measure_accuracy"] = 0
+    for _, dataset in filters | annotated | set(study.measured("accuracy")):
+        counts[RULE_OF_ROLE.get(study.datasets[dataset].role, "measure_accuracy")] += 1
     counts["fit_temperature"] = len({model for model, _ in study.measured("calibration")})
     counts["encode_captions"] = len(study.measured("retrieval"))
     counts["import_predictions"] = sum(
@@ -144,6 +143,8 @@ def job_counts(study: Study) -> dict[str, int]:
     counts["fit_baselines"], counts["fit_factors"] = int("accuracy" in metrics), int("factors" in metrics)
     heads = {(name, study.prompts_of(name)) for name, model in study.models.items() if model.has_text_tower}
     heads |= {(m, prompts) for m, _ in study.measured("prompts") for prompts in study.prompt_sets}
+    asked = [m for m in study.choosers if study.questioned and study.models[m].has_text_tower]
+    heads |= {(m, study.config["lmm"]["prompts"] or study.prompts_of(m)) for m in asked}
     counts["build_heads"] = len(heads)
     searched = {(m, prompts) for m, prompts in heads if prompts in study.searches}
     counts["search_prompts"] = len(searched)

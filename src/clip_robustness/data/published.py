@@ -48,6 +48,7 @@ FACTOR_DATASET = "imagenet_x"
 INTEGERS = ("n", "train_images", "image_size")
 NUMBERS = ("value", "low", "high", "params_m")
 SHOWN_PROBLEMS = 30
+LARGEST = 2**53
 
 
 def import_published(folder: Path, out: Path, study: str) -> None:
@@ -213,14 +214,14 @@ def _read(path: Path, columns: Sequence[str], problems: list[str]) -> list[tuple
 
 
 def _number(text: str, kind: type) -> Any:
-    """`text` as a finite number of `kind`, else None."""
+    """`text` as a finite number of `kind`, of a size that a float tells from the next, else None."""
     if "_" in text or text != text.strip():
         return None  # Python would take both, other readers of the file would not
     try:
         number = kind(text)
-    except ValueError:
+        return number if math.isfinite(number) and abs(number) <= LARGEST else None
+    except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
 
 
 def _key(row: Row) -> tuple[str, ...]:

@@ -21,6 +21,10 @@ from clip_robustness.inference.hub import Bring, Place, fetch_files
 from clip_robustness.inference.load import CLASSIFIER, CONFIGS, TEXT_CONFIG, build_model, load_tokenizer, summary
 
 TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
+TEXT = (".json", ".txt", ".model", ".jinja")  # what a small file may be: no pickle, no code
+# What an open_clip configuration may hand to its tokenizer: not `trust_remote_code`, which would run a repository's.
+TOKENIZER_OPTIONS = {"clean", "language", "strip_sep_token"}
+NO_CODE = "name a repository of the same model that needs none"
 # Keys of an open_clip configuration that decide what a model computes.
 DECISIVE = {
     *("quick_gelu", "embed_dim", "image_size", "patch_size", "layers", "width", "head_width", "heads", "mlp_ratio"),
@@ -67,7 +71,7 @@ def configuration(
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The configuration to seal, and where the repository's own differs from it: key -> [sealed, repository's]."""
     path = source.files.get(CONFIGS[library])
-    theirs = io.read_json(path) if path else {}
+    theirs = read_configuration(where, path) if path else {}
     if library == "timm":
         if not theirs:
             return known | _classes(known, shapes), {}
@@ -86,6 +90,39 @@ def configuration(
     return theirs, {}
 
 
+def read_configuration(where: str, path: Path) -> dict[str, Any]:
+    """A JSON file of a repository.
+
+    Errors: `InputError` where it is no mapping, or names code, or other models' repositories where a name is expected.
+    """
+    config = io.read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{where}: {path.name} holds no mapping, so it is no configuration; fetch it again")
+    if code := _code_in(config):
+        raise InputError(f"{where}: {path.name} names code of the repository ({code}), which is not run; {NO_CODE}")
+    return config
+
+
+def _code_in(config: Any) -> str:
+    """The key under which a configuration, or one inside it, names code, or ''."""
+    if isinstance(config, list):
+        return next((found for part in config if (found := _code_in(part))), "")
+    if not isinstance(config, dict):
+        return ""
+    for key, value in config.items():
+        is_kernel = "_implementation" in key and "/" in str(value)  # a repository of compiled code
+        options = value if key == "tokenizer_kwargs" and isinstance(value, dict) else {}
+        if key == "auto_map" or (key == "trust_remote_code" and value) or is_kernel:
+            return key
+        if set(options) - TOKENIZER_OPTIONS:
+            return f"{key}: {min(set(options) - TOKENIZER_OPTIONS)}"
+        if key in ("timm_model_name", "architecture") and ":" in str(value):
+            return key
+        if found := _code_in(value):
+            return found
+    return ""
+
+
 def add_companions(where: str, folder: Path, config: Mapping[str, Any], source: Source, lock: Path) -> None:
     """Copy a linear head, and what a tokenizer or text tower of the transformers library is made from."""
     text = config["model_cfg"].get("text_cfg", {})
@@ -94,11 +131,13 @@ def add_companions(where: str, folder: Path, config: Mapping[str, Any], source: 
         _check_head(where, head, config["model_cfg"]["embed_dim"])
         companions[CLASSIFIER] = head
     if name := text.get("hf_tokenizer_name"):
-        own = {n: path for n, path in source.files.items() if n == "config.json" or matches(n, TOKENIZER)}
+        own = {n: path for n, path in source.files.items() if n == "config.json" or is_tokenizer(n)}
         companions |= own if set(own) - {"config.json"} else _from_other(where, name, "tokenizer", lock)
     if name := text.get("hf_model_name"):
         (companions[TEXT_CONFIG],) = _from_other(where, name, "config", lock).values()
     for name, path in companions.items():
+        if name.endswith("config.json"):
+            read_configuration(where, path)
         shutil.copyfile(path, folder / name)
     if text.get("hf_tokenizer_name"):
         try:
@@ -171,7 +210,7 @@ def _from_other(where: str, repository: str, part: str, lock: Path) -> Mapping[s
     """The tokenizer, or the configuration, of the repository that an open_clip configuration names."""
 
     def choose(names: Sequence[str], _: Bring) -> list[str]:
-        chosen = [n for n in names if n == "config.json" or (part == "tokenizer" and matches(n, TOKENIZER))]
+        chosen = [n for n in names if n == "config.json" or (part == "tokenizer" and is_tokenizer(n))]
         if not chosen:
             raise InputError(f"{where}: '{repository}', which has its {part}, has no config.json")
         return chosen
@@ -188,3 +227,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     return "/" not in name and any(Path(name).match(pattern) for pattern in patterns)
+
+
+def is_tokenizer(name: str) -> bool:
+    return matches(name, TOKENIZER) and Path(name).suffix in TEXT

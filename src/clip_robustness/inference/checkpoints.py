@@ -20,6 +20,7 @@ from clip_robustness.core.lock import say
 
 # Where training scripts put the state dict; the averaged weights come first, as in timm's own loader.
 HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+MOST_GROWTH, SMALL = 4, 1 << 20  # a tensor that others share is stored once, and written for each
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "n_averaged")  # of OpenAI's files and averages
 
@@ -33,6 +34,10 @@ def to_safetensors(checkpoint: Path, target: Path, where: str) -> None:
     from safetensors.torch import save_file
 
     state = _state_of(_read(checkpoint, where), where)
+    size, stored = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), checkpoint.stat().st_size
+    if size > MOST_GROWTH * stored + SMALL:
+        grows = f"its {stored:,} bytes would become {size:,} (views that repeat one value)"
+        raise InputError(f"{where}: {checkpoint.name}: {grows}; save its state dict with tensors of their own")
     # Cloned: safetensors takes neither parts of other tensors nor two tensors that share their memory.
     plain = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     save_file(plain, target)
@@ -83,7 +88,7 @@ def _opened(path: Path, where: str) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{where}: {path.name} is no whole safetensors file ({error}); fetch it again") from None
 
 
@@ -94,7 +99,7 @@ def _read(checkpoint: Path, where: str) -> Any:
             return {name: file.get_tensor(name) for name in file.offset_keys()}
     if checkpoint.suffix in (".npz", ".npy"):
         raise InputError(f"{where}: {checkpoint.name} is a JAX checkpoint; name a repository that has it converted")
-    zipped = zipfile.is_zipfile(checkpoint)
+    zipped = _is_zip(checkpoint)
     if zipped and _is_torchscript(checkpoint):
         remedy = "name the hub's safetensors of the same model instead, e.g. hub:timm/vit_base_patch32_clip_224.openai"
         raise InputError(f"{where}: {checkpoint.name} is a TorchScript archive, which holds code; {remedy}")
@@ -109,13 +114,20 @@ def _read(checkpoint: Path, where: str) -> Any:
                 f"{where}: {checkpoint.name} is a pickle with code in it ({code[1]}), which is not run; {remedy}"
             ) from None
         raise InputError(_damaged(where, checkpoint, error)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch raises a dozen types for broken files
         raise InputError(_damaged(where, checkpoint, error)) from None
 
 
+def _is_zip(checkpoint: Path) -> bool:
+    with contextlib.suppress(Exception):  # zipfile, of one that claims to be a part of several
+        return zipfile.is_zipfile(checkpoint)
+    return False
+
+
 def _is_torchscript(checkpoint: Path) -> bool:
-    with zipfile.ZipFile(checkpoint) as archive:
+    with contextlib.suppress(Exception), zipfile.ZipFile(checkpoint) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    return False  # torch says what is wrong with it
 
 
 def _damaged(where: str, checkpoint: Path, error: Exception) -> str:

@@ -8,12 +8,18 @@ from typing import Any
 
 from clip_robustness.core.io import InputError
 from clip_robustness.core.preprocessing import Preprocessing
+from clip_robustness.core.schema import nearest
 from clip_robustness.core.study import Model
 
 
 def describe_model(library: str, architecture: str, weights: str, name: str = "") -> None:
     """Print the header and a model's line; what a library cannot know (source, licence) is left to be filled in."""
-    facts = {"open_clip": _open_clip, "timm": _timm, "transformers": _transformers}[library](architecture, weights)
+    known_libraries = {"open_clip": _open_clip, "timm": _timm, "transformers": _transformers, "predictions": _nothing}
+    if library not in known_libraries:
+        raise InputError(
+            f"library '{library}': expected {', '.join(known_libraries)}{nearest(library, known_libraries)}"
+        )
+    facts = known_libraries[library](architecture, weights)
     known = {
         "model": name or architecture.lower().replace("/", "-"),
         "title": architecture,
@@ -41,6 +47,11 @@ def gflops(tower: Any, size: int) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tower.eval().requires_grad_(False)(torch.empty(1, 3, size, size, device="meta"))
     return counter.get_total_flops() / 1e9
+
+
+def _nothing(architecture: str, weights: str) -> dict[str, Any]:
+    """What is known of a model whose outputs another program made."""
+    return {"family": "other"}
 
 
 def _open_clip(architecture: str, weights: str) -> dict[str, Any]:

@@ -16,15 +16,13 @@ import torch
 from clip_robustness.core import io
 from clip_robustness.core.io import InputError
 from clip_robustness.inference import checkpoints
-from clip_robustness.inference.architectures import TOKENIZER, Source, matches, nearest
+from clip_robustness.inference.architectures import TEXT, TOKENIZER, Source, matches, nearest, read_configuration
 from clip_robustness.inference.hub import Bring, Place
 from clip_robustness.inference.load import summary
 from clip_robustness.inference.vision_language import check_loaded, load_processor
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 SMALL = (CONFIG, "generation_config.json", "*processor_config.json", "chat_template*", *TOKENIZER)
-TEXT = (".json", ".txt", ".model", ".jinja")  # what a small file may be: no pickle, no code
-NO_CODE = "name a repository of the same model that transformers loads by itself"
 
 
 def check_architecture(where: str, architecture: str) -> None:
@@ -64,9 +62,9 @@ def choose_small(where: str, architecture: str, place: Place, names: Sequence[st
         raise InputError(f"{where}: {place.repository} has no {CONFIG}")
     small = [name for name in names if matches(name, SMALL) and Path(name).suffix in TEXT]
     for name in small:
-        if name.endswith("config.json") and _names_code(io.read_json(bring(name))):
-            raise InputError(f"{where}: {name} names code of the repository (auto_map), which is not run; {NO_CODE}")
-    _check_configuration(where, architecture, io.read_json(bring(CONFIG)))
+        if name.endswith("config.json"):
+            read_configuration(where, bring(name))
+    _check_configuration(where, architecture, read_configuration(where, bring(CONFIG)))
     return small
 
 
@@ -108,13 +106,6 @@ def _check_configuration(where: str, architecture: str, config: Mapping[str, Any
     if "quantization_config" in config:
         remedy = "name the repository of the whole ones; `quantise` makes them smaller when they are loaded"
         raise InputError(f"{where}: its weights are quantised; {remedy}")
-
-
-def _names_code(config: Any) -> bool:
-    """Whether a configuration, or one inside it, has an `auto_map`."""
-    if isinstance(config, Mapping):
-        return "auto_map" in config or any(_names_code(value) for value in config.values())
-    return isinstance(config, list) and any(_names_code(value) for value in config)
 
 
 def _shards(where: str, index: Path, names: Sequence[str]) -> list[str]:

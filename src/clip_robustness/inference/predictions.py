@@ -44,6 +44,7 @@ def import_predictions(model: str, predictions: Path, index: Path, labels: Path,
     _check(stored, "logits in float16", wanted, predictions)
     io.save_array(out, stored)
     manifest = {"kind": "logits", "n": len(wanted), "dim": classes, "ids_sha256": io.ids_digest(wanted)}
+    manifest["embeddings_sha256"] = io.sha256_file(out)
     source = {"imported_from": predictions.name, "sha256": io.sha256_file(predictions), "given": kind}
     io.write_json(out.with_suffix(".json"), {"model": model, "dataset": out.stem, **manifest, **source})
 
@@ -54,29 +55,38 @@ def _read(path: Path) -> tuple[list[str], np.ndarray, str]:
         names = path.with_suffix(".ids.txt")
         try:
             ids = names.read_text(encoding="utf-8").split("\n")
-        except OSError as error:
-            raise InputError(
-                f"{names}: cannot read the image ids of {path} ({error.strerror}); one id a line"
-            ) from None
-        return ids[:-1] if ids[-1] == "" else ids, np.asarray(io.load_array(path), np.float32), "logits"
-    import pyarrow.parquet as parquet
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{names}: cannot read the image ids of {path} ({error}); one id a line") from None
+        values = io.load_array(path)
+        if values.dtype.kind not in "fiu":
+            raise InputError(f"{path}: holds {values.dtype}, expected numbers")
+        return ids[:-1] if ids[-1] == "" else ids, np.asarray(values, np.float32), "logits"
+    import pyarrow
+    from pyarrow import parquet, types
 
     try:
         names = parquet.read_schema(path).names
-    except (OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a whole parquet file ({error})") from None
     kinds = [kind for kind in ("logits", "probabilities") if kind in names]
     if "image_id" not in names or len(kinds) != 1:
         raise InputError(f"{path}: columns {', '.join(names)}; expected image_id and either logits or probabilities")
-    table = parquet.read_table(path, columns=["image_id", kinds[0]])
-    lists = table.column(kinds[0]).combine_chunks()
+    table = io.read_table(path, ["image_id", kinds[0]])
+    ids, lists = table.column("image_id").to_pylist(), table.column(kinds[0]).combine_chunks()
+    if types.is_fixed_size_list(lists.type):
+        lists = lists.cast(pyarrow.list_(lists.type.value_type))
+    number = types.is_list(lists.type) or types.is_large_list(lists.type)
+    number = number and (types.is_floating(lists.type.value_type) or types.is_integer(lists.type.value_type))
+    if not number or not all(isinstance(image_id, str) for image_id in ids):
+        kinds_found = f"image_id of {table.schema.field('image_id').type} and {kinds[0]} of {lists.type}"
+        raise InputError(f"{path}: {kinds_found}; expected a text, and a list of numbers, in each row")
     lengths = set(lists.value_lengths().to_pylist())
     if len(lengths) != 1 or None in lengths:
         raise InputError(
             f"{path}, column '{kinds[0]}': rows of different lengths, or empty ones; expected C numbers each"
         )
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return table.column("image_id").to_pylist(), values.reshape(len(lists), -1), kinds[0]
+    return ids, values.reshape(len(lists), -1), kinds[0]
 
 
 def _rows(ids: list[str], wanted: list[str], path: Path, index: Path) -> list[int]:

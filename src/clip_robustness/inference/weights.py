@@ -6,12 +6,12 @@ a GPU node reads no pickle, asks no hub, and meets no tensor of another shape.
 
 import functools
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_robustness.core import io
+from clip_robustness.core.atomic import scratch
 from clip_robustness.core.io import InputError
 from clip_robustness.inference import checkpoints, image_text
 from clip_robustness.inference.architectures import (
@@ -65,8 +65,8 @@ def fetch_weights(model: str, library: str, architecture: str, weights: str, out
     known = {} if library == "transformers" else known_configuration(where, library, architecture)
     source = find_source(where, _chooser(where, library, architecture, known), weights, lock)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{model}-") as name:
-        folder, linked, facts = Path(name), weights.startswith("hub:"), dict[str, Any]()
+    with scratch(out) as folder:
+        linked, facts = weights.startswith("hub:"), dict[str, Any]()
         if library == "transformers":
             image_text.copy_model(where, architecture, source, folder, linked)
         else:
@@ -113,8 +113,7 @@ def blend_weights(model: str, parent: Path, finetuned: Path, share: float, out: 
         if _model_part(parent / name) != _model_part(finetuned / name):
             raise InputError(f"{where}: {name} describes another model in each; only one architecture can be blended")
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{model}-") as temporary:
-        folder = Path(temporary)
+    with scratch(out) as folder:
         for name in tensors:
             checkpoints.blend(parent / name, finetuned / name, share, folder / name, where)
             checkpoints.check_finite(folder / name, where)

@@ -1,6 +1,9 @@
 """What several adapters need of the files that lie beside the images."""
 
+import csv
+import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,11 +30,34 @@ def find(members: Sequence[Member], name: str, where: str) -> Member:
     return found[0]
 
 
-def parse_json(member: Member) -> Any:
+def parse_json(member: Member, *kinds: type) -> Any:
+    """Its content, which must be of one of the `kinds` if there are any; numbers are finite."""
     try:
-        return json.loads(read(member))
-    except ValueError as error:  # of JSON, and of the text's encoding
+        value = json.loads(read(member), parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:  # of JSON, and of the text's encoding
         raise InputError(f"{label_of(member)}: not valid JSON ({error}); {AGAIN}") from None
+    if kinds and not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"{label_of(member)}: holds a {type(value).__name__}, expected {expected}; {AGAIN}")
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no number")
+    return value
+
+
+def parse_csv(member: Member, columns: Sequence[str], delimiter: str = ",") -> list[dict[str, str]]:
+    """Its rows, which have these columns; a cell that is missing is ''. Errors: `InputError` for another table."""
+    table = csv.DictReader(io.StringIO(read_text(member), newline=""), restval="", delimiter=delimiter)
+    try:
+        if missing := [name for name in columns if name not in (table.fieldnames or ())]:
+            fault = f"no column '{missing[0]}', expected the columns {', '.join(columns)}"
+            raise InputError(f"{label_of(member)}: {fault}; {AGAIN}")
+        return list(table)
+    except csv.Error as error:
+        raise InputError(f"{label_of(member)}, line {table.line_num}: not a table ({error}); {AGAIN}") from None
 
 
 def read_text(member: Member) -> str:

@@ -11,14 +11,12 @@ Images are found by their file name, whatever folder holds them; those of other 
 captions an image, the first ones, since some COCO images have six or seven; 0 keeps them all.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_robustness.core.io import InputError
-from clip_robustness.data.adapters._files import AGAIN, caption_columns, find, label_of, parse_json, read_text, require
+from clip_robustness.data.adapters._files import AGAIN, caption_columns, find, label_of, parse_csv, parse_json, require
 from clip_robustness.data.members import images
 from clip_robustness.data.rows import Member, Row
 
@@ -60,17 +58,13 @@ def _captions(source: Member, split: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _captions_of_csv(source: Member, split: str) -> Iterator[tuple[str, list[str]]]:
-    table = csv.DictReader(io.StringIO(read_text(source), newline=""))
-    for field in ("raw", "split", "filename"):
-        if field not in (table.fieldnames or []):
-            raise InputError(f"{label_of(source)}: no column '{field}', expected raw, split and filename; {AGAIN}")
-    for entry in table:
+    for number, entry in enumerate(parse_csv(source, ("raw", "split", "filename")), 2):
         if entry["split"] == split:
             try:
                 captions = json.loads(entry["raw"])
-            except ValueError:
+            except (ValueError, RecursionError):
                 captions = None
             if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-                row = f"row {table.line_num}: 'raw' is no JSON list of texts"
+                row = f"row {number}: 'raw' is no JSON list of texts"
                 raise InputError(f"{label_of(source)}, {row}; {AGAIN}")
             yield entry["filename"], captions

@@ -148,7 +148,7 @@ def _webdataset_samples(members: Sequence[Member], where: str) -> list[Sample]:
     texts = read_all(pair[2] for pair in pairs)
     samples = []
     for (key, picture, label), text in zip(pairs, texts, strict=True):
-        if not text.strip().isdigit():
+        if not text.strip().isdigit() or len(text) > 20:
             raise InputError(f"{label_of(label)}: {text[:20]!r} is no class number; {AGAIN}")
         samples.append(Sample(key, picture, int(text)))
     return samples

@@ -4,13 +4,12 @@ Layout: ``00017-mirror.png`` and so on, and ``copies.csv`` with the columns ``im
 of the image that it is a copy of, and what was done to it. A fourth column ``label`` is the label of both.
 """
 
-import csv
-import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_robustness.core.io import InputError
-from clip_robustness.data.adapters._files import AGAIN, find, label_of, read_text
+from clip_robustness.data.adapters._files import AGAIN, find, label_of, parse_csv
 from clip_robustness.data.members import images
 from clip_robustness.data.rows import Member, Row
 
@@ -40,11 +39,8 @@ def adapt(members: Sequence[Member], space: Mapping[str, Any], where: str, optio
 
 
 def _copies(member: Member) -> dict[str, dict[str, str]]:
-    table = csv.DictReader(io.StringIO(read_text(member), newline=""))
-    if not set(COLUMNS[:3]) <= set(table.fieldnames or ()):
-        raise InputError(f"{label_of(member)}: expected the columns {', '.join(COLUMNS[:3])}; {AGAIN}")
     found: dict[str, dict[str, str]] = {}
-    for row in table:
+    for row in parse_csv(member, COLUMNS[:3]):
         if row["image"] in found or not row["source"] or not row["transform"]:
             fault = f"the image '{row['image']}' stands there twice, or without source or transform"
             raise InputError(f"{label_of(member)}: {fault}; {AGAIN}")
@@ -54,7 +50,7 @@ def _copies(member: Member) -> dict[str, dict[str, str]]:
 
 def _label(copy: Mapping[str, str], space: Mapping[str, Any], table: Member) -> int:
     text, classes = copy.get("label") or "-1", len(space["classes"])
-    if not text.removeprefix("-").isdecimal() or not -1 <= int(text) < classes:
+    if not re.fullmatch("-?[0-9]{1,9}", text) or not -1 <= int(text) < classes:
         known = f"-1..{classes - 1} of the label space '{space.get('name', '?')}'"
         raise InputError(f"{label_of(table)}, image '{copy['image']}': label '{text}', expected {known}; fix 'labels'")
     return int(text)

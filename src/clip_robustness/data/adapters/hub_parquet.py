@@ -58,7 +58,7 @@ def _shard_rows(
     rows = []
     for member in members:
         row, where = member.offset, f"{shard}, row {member.offset}"
-        if any(column[row] != value for column, value in wanted):
+        if any(isinstance(column[row], np.ndarray) or column[row] != value for column, value in wanted):
             continue
         attributes = {name: column[row] for name, column in kept.items()}
         if captions is not None:

@@ -8,14 +8,12 @@ those of its preprocessing/imgnet_d_dir2imgnet_d_id.txt, the names in alphabetic
 Option `variation`: background, texture or material, to keep only one of the three.
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_robustness.core.io import InputError
-from clip_robustness.data.adapters._files import AGAIN, class_and_file, images_below, label_of, read_text
+from clip_robustness.data.adapters._files import AGAIN, class_and_file, images_below, label_of, parse_csv
 from clip_robustness.data.rows import Member, Row
 
 VARIATIONS = ("background", "texture", "material")
@@ -61,11 +59,8 @@ def _distractors(members: Sequence[Member], variation: str) -> dict[str, str]:
     found = [member for member in members if f"/{member.name}".endswith(f"/questions/{variation}.csv")]
     if not found:
         return {}
-    table = csv.DictReader(io.StringIO(read_text(found[0]), newline=""), delimiter="\t")
-    if not set(COLUMNS) <= set(table.fieldnames or ()):
-        raise InputError(f"{label_of(found[0])}: expected the columns {', '.join(COLUMNS)}, by tabs; {AGAIN}")
     wrong = {}
-    for row in table:
+    for row in parse_csv(found[0], COLUMNS, delimiter="\t"):
         first, second = row["top1_pred_cate"], row["top2_pred_cate"]
         wrong[row["image_dir"]] = second if first == row["gt_category"] else first
     return wrong

@@ -10,16 +10,20 @@
 Class indices count the WordNet ids in sorted order. The devkit's ids do not: they are its own numbers, see meta.mat.
 """
 
-import csv
+import concurrent.futures
+import gzip
 import io
+import multiprocessing
 import re
-import tarfile
+import resource
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from clip_robustness.core.io import InputError
-from clip_robustness.data.adapters._files import AGAIN, label_of, read_text
+from clip_robustness.data.adapters._files import AGAIN, label_of, parse_csv, read_text
 from clip_robustness.data.adapters.class_folders import (
     check_names,
     folder_label,
@@ -27,12 +31,15 @@ from clip_robustness.data.adapters.class_folders import (
     shard_label,
     shard_samples,
 )
+from clip_robustness.data.containers import tar_members
 from clip_robustness.data.members import images, read
 from clip_robustness.data.rows import Member, Row
 
 STEM = re.compile(r"(ILSVRC2012_val_\d{8})(?:_(n\d{8}))?")
 LISTED = re.compile(r"(?:.*/)?(ILSVRC2012_val_\d{8})\.JPEG\s+(\d+)")
 TRUTH, META, DEVKIT = "ILSVRC2012_validation_ground_truth.txt", "meta.mat", "ILSVRC2012_devkit_t12.tar.gz"
+LARGEST_DEVKIT = 64 << 20  # bytes of it, unpacked; it has 3 MB
+LARGEST_MEMORY = 4 << 30  # bytes of the process that reads its table
 KAGGLE, INDICES = "LOC_val_solution.csv", "val.txt"
 
 
@@ -86,7 +93,7 @@ def _devkit(truth: bytes, meta: bytes, truth_at: Member, meta_at: Member) -> dic
     wnids = _wnids(meta, meta_at)
     labels = {}
     for number, line in enumerate(truth.split(), 1):
-        if not line.isdigit() or int(line) not in wnids:
+        if not line.isdigit() or len(line) > 9 or int(line) not in wnids:
             found = line.decode(errors="replace")
             raise InputError(f"{label_of(truth_at)}, line {number}: '{found}' is no class of {META}; {AGAIN}")
         labels[f"ILSVRC2012_val_{number:08d}"] = wnids[int(line)]
@@ -94,14 +101,25 @@ def _devkit(truth: bytes, meta: bytes, truth_at: Member, meta_at: Member) -> dic
 
 
 def _wnids(meta: bytes, at: Member) -> dict[int, str]:
-    import scipy.io
-    from scipy.io.matlab import MatReadError
-
+    """Class of each of the devkit's ids. In a process of its own: a damaged file takes SciPy's reader down."""
+    context = multiprocessing.get_context("spawn")
     try:
-        synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        fields = [synsets[name].tolist() for name in ("ILSVRC2012_ID", "WNID", "num_children")]
-    except (MatReadError, NotImplementedError, ValueError, TypeError, LookupError, OSError, zlib.error) as error:
+        with concurrent.futures.ProcessPoolExecutor(1, context, _limit_memory) as alone:
+            return alone.submit(_read_synsets, meta).result()
+    except Exception as error:  # SciPy raises a dozen types for broken files
         raise InputError(f"{label_of(at)}: not the devkit's table of classes ({error}); {AGAIN}") from None
+
+
+def _limit_memory() -> None:
+    limit = min(number for number in (LARGEST_MEMORY, *resource.getrlimit(resource.RLIMIT_AS)) if number > 0)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _read_synsets(meta: bytes) -> dict[int, str]:
+    import scipy.io
+
+    synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True, variable_names=["synsets"])["synsets"]
+    fields = [synsets[name].tolist() for name in ("ILSVRC2012_ID", "WNID", "num_children")]
     # Synsets above the classes have children, and numbers above the classes'.
     return {int(number): str(wnid) for number, wnid, children in zip(*fields, strict=True) if not children}
 
@@ -109,12 +127,20 @@ def _wnids(meta: bytes, at: Member) -> dict[int, str]:
 def _packed_devkit(member: Member) -> dict[str, str]:
     found = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(read(member)), mode="r:gz") as archive:
-            for info in archive:
-                name = info.name.rpartition("/")[2]
-                if name in (TRUTH, META) and (file := archive.extractfile(info)) is not None:
-                    found[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        with gzip.open(io.BytesIO(read(member))) as packed:
+            plain = packed.read(LARGEST_DEVKIT + 1)
+        if len(plain) > LARGEST_DEVKIT:
+            raise InputError(f"{label_of(member)}: grows beyond {LARGEST_DEVKIT:,} bytes, too much for it; {AGAIN}")
+        with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+            file.write(plain)
+            file.flush()
+            try:
+                inside = tar_members(Path(file.name))
+            except InputError as error:
+                raise InputError(str(error).replace(file.name, label_of(member))) from None
+        for inner in inside:
+            found[_file(inner)] = plain[inner.offset : inner.offset + inner.size]
+    except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{label_of(member)}: not a whole .tar.gz ({error}); {AGAIN}") from None
     if missing := [name for name in (TRUTH, META) if name not in found]:
         raise InputError(f"{label_of(member)}: holds no {missing[0]}; {AGAIN}")
@@ -123,8 +149,8 @@ def _packed_devkit(member: Member) -> dict[str, str]:
 
 def _kaggle(member: Member) -> dict[str, str]:
     """``ILSVRC2012_val_00048981,n03995372 85 1 499 272``: the WordNet id, then boxes."""
-    rows = list(csv.reader(io.StringIO(read_text(member))))[1:]
-    return {row[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
+    rows = parse_csv(member, ("ImageId", "PredictionString"))
+    return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows if row["PredictionString"].strip()}
 
 
 def _indices(member: Member) -> dict[str, str]:

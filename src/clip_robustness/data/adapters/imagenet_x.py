@@ -92,7 +92,7 @@ def _read(member: Member) -> dict[str, dict[str, Any]]:
             entry = json.loads(line)
             values = {name: int(entry[name]) for name in ("class", *FACTORS)}
             stem = entry["file_name"].partition(".")[0]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise InputError(f"{label_of(member)}, line {number}: no annotation ({error!r}); {AGAIN}") from None
         if stem in found or not {values[factor] for factor in FACTORS} <= {0, 1}:
             raise InputError(f"{label_of(member)}, line {number}: '{stem}' twice, or a factor not 0 or 1; {AGAIN}")

@@ -46,7 +46,9 @@ def _folders(members: Sequence[Member], space: Mapping[str, Any], where: str) ->
             wanted = "set 'labels' to a space of map:objectnet_113"
             raise InputError(f"{where}: the label space '{space.get('name', '?')}' names no folders; {wanted}")
         return {folder: label for label, folder in enumerate(space["folders"])}, set()
-    mapping = parse_json(found[0])
+    mapping = parse_json(found[0], dict)
+    if odd := [folder for folder, name in mapping.items() if not isinstance(name, str)]:
+        raise InputError(f"{label_of(found[0])}: the folder '{odd[0]}' stands for no name; {AGAIN}")
     positions = {name: label for label, name in enumerate(space["classes"])}
     labels = {folder: positions[name] for folder, name in mapping.items() if name in positions}
     if missing := sorted(set(positions) - set(mapping.values())):

@@ -24,6 +24,8 @@ from clip_robustness.data.adapters._files import AGAIN, compact, find, label_of,
 from clip_robustness.data.members import read
 from clip_robustness.data.rows import Member, Row
 
+LARGEST = 64 << 20  # bytes of the arrays; they have 13 kB and 150 kB
+
 
 def adapt(members: Sequence[Member], space: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> list[Row]:
     """One row a frame that stands in a pair, label -1, id ``scene0707_00/15.jpg``.
@@ -73,9 +75,13 @@ def _part(tails: Mapping[str, Member], name: str, where: str) -> Member:
 
 def _arrays(member: Member) -> dict[str, np.ndarray]:
     try:
-        with np.load(io.BytesIO(read(member)), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(io.BytesIO(data := read(member))) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > LARGEST:
+            raise ValueError(f"it grows to {size:,} bytes, more than {LARGEST:,}")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # zipfile and NumPy raise a dozen types for broken files
         raise InputError(f"{label_of(member)}: not a whole .npz of arrays ({error}); {AGAIN}") from None
 
 

@@ -5,13 +5,11 @@ Layout: one folder a true class (WordNet id, class index or name), and ``targets
 ``source`` is the id that the image had without the word; it is kept, so that both are joined by it.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_robustness.core.io import InputError
-from clip_robustness.data.adapters._files import AGAIN, find, label_of, read_text
+from clip_robustness.data.adapters._files import AGAIN, find, label_of, parse_csv
 from clip_robustness.data.adapters.class_folders import folder_label, folder_labels
 from clip_robustness.data.members import images
 from clip_robustness.data.rows import Member, Row
@@ -46,7 +44,5 @@ def adapt(members: Sequence[Member], space: Mapping[str, Any], where: str, optio
 
 def _targets(member: Member) -> dict[str, tuple[str, str]]:
     """The target and the source ("" for none) of each image."""
-    table = csv.DictReader(io.StringIO(read_text(member), newline=""))
-    if not {"image", "target"} <= set(table.fieldnames or ()):
-        raise InputError(f"{label_of(member)}: expected the columns image, target; {AGAIN}")
-    return {row["image"]: (row["target"], row.get("source") or "") for row in table}
+    rows = parse_csv(member, ("image", "target"))
+    return {row["image"]: (row["target"], row.get("source", "")) for row in rows}

@@ -11,14 +11,12 @@ joined by '|', because a frame may show several. pm-k accuracy counts a set as r
 with |distance| <= k are answered by one of their `labels`; pm-0 by the anchor alone.
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clip_robustness.core.io import InputError
-from clip_robustness.data.adapters._files import AGAIN, find, label_of, parse_json, read_text
+from clip_robustness.data.adapters._files import AGAIN, find, label_of, parse_csv, parse_json
 from clip_robustness.data.members import images, read
 from clip_robustness.data.rows import Member, Row
 
@@ -127,7 +125,7 @@ def _reviews(member: Member) -> dict[str, set[str]]:
     document = parse_json(member)
     try:
         names = [str(name) for name in document["labels"]]
-        return {entry["key"]: {names[i] for i in entry["labels"]} for entry in document["annotations"]}
+        return {str(entry["key"]): {names[i] for i in entry["labels"]} for entry in document["annotations"]}
     except (TypeError, KeyError, IndexError) as error:
         raise InputError(f"{label_of(member)}: no list of reviews ({error!r}); {AGAIN}") from None
 
@@ -136,7 +134,7 @@ def _first_labels(member: Member, classes: Sequence[str]) -> dict[str, str]:
     """``VIDEO_MS`` to class. This list has the numbers of the last two classes, none and car, the other way round."""
     columns = [*classes[:-2], classes[-1], classes[-2]]
     labels = {}
-    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(member), newline="")), 2):
+    for number, row in enumerate(parse_csv(member, ("ytid", "time_ms", "label")), 2):
         try:
             labels[f"{row['ytid']}_{row['time_ms']}"] = columns[int(row["label"])]
         except (KeyError, TypeError, ValueError, IndexError) as error:
