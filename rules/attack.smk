@@ -45,11 +45,11 @@ rule attack_images:
             imports=False,
         ),
     shell:
-        "python -m clip_robustness attack --model {wildcards.model} --attack {wildcards.attack}"
-        " --library {params.library} --preprocess {params.preprocess:q} --weights {params.weights:q}"
+        "python -m clip_robustness attack --model {wildcards.model:q} --attack {wildcards.attack:q}"
+        " --library {params.library:q} --preprocess {params.preprocess:q} --weights {params.weights:q}"
         " --index {input.index:q} --labels {input.labels:q} {params.head} --settings {params.settings:q}"
-        " --substitute {params.substitute:q} --images {params.images} {params.ids}"
-        " --eps-space {params.eps_space} --seed {params.seed} --out {output.attacked:q} --work {params.work:q}"
+        " --substitute {params.substitute:q} --images {params.images:q} {params.ids}"
+        " --eps-space {params.eps_space:q} --seed {params.seed:q} --out {output.attacked:q} --work {params.work:q}"
         " 2>&1 | tee {log:q}"
 
 

@@ -1,6 +1,8 @@
 """Helpers of the rule files. The registry is read here, before any job is planned."""
 
 import functools
+import gc
+import inspect
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 ROOT = Path(workflow.basedir)
@@ -17,11 +20,20 @@ HERE = Path(
 )  # in inputs and params, so that a checkout may move without a rerun
 sys.path.insert(0, str(ROOT / "src"))
 
+from clip_robustness.core.clock import check_clock
+from clip_robustness.core.failed_jobs import last_words
 from clip_robustness.core.gating import page
 from clip_robustness.core.io import InputError, sha256_file
 from clip_robustness.core.provenance import code_hash
 from clip_robustness.core.registry import load_study
 from clip_robustness.core.schema import load_yaml
+
+# A plan is millions of small objects, of which none is garbage: looking for it took a fifth of a dry run.
+gc.set_threshold(500_000)
+
+if os.environ.get("NO_COLOR"):  # Snakemake has only an option for it
+    for handler in logger.handlers:
+        handler.nocolor = True
 
 try:
     study = load_study(config, ROOT)
@@ -147,6 +159,13 @@ def base_space_of_space(wildcards):
     return f"<resources>/labels/{base}.json" if base else []
 
 
+def known(function):
+    """Keep a function's signature, for which Snakemake asks several times a job: a twentieth of a dry run."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+@known
 def labels_of_dataset(wildcards):
     return f"<resources>/labels/{study.datasets[wildcards.dataset].labels}.json"
 
@@ -181,15 +200,24 @@ def stop_if_missing():
         raise WorkflowError(missing_page())
 
 
+def stop_if_dated_in_the_future():
+    """Before the first job of a real run."""
+    folders = [study.config["pathvars"].get(k, k) for k in ("resources", "results")]
+    try:
+        check_clock(folders)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def sources_of_dataset(wildcards):
     """Where a data set's files lie: what the user has of it, or what is downloaded."""
     name = wildcards.dataset
-    dataset, local = study.datasets[name], study.local(name)
-    for path in local:
+    dataset, owned = study.datasets[name], study.local(name)
+    for path in owned:
         if not Path(path).exists():
             raise WorkflowError(f"local.{name}: {path}: no such file or folder")
-    if local:
-        return local
+    if owned:
+        return local(owned)
     if name in study.unavailable:
         missing_page()
     if dataset.hub:
@@ -212,7 +240,7 @@ def needed_index(wildcards):
 def targets_of_dataset(wildcards):
     """The record of the words that are printed, where there is one."""
     targets = study.datasets[wildcards.dataset].derive.get("targets")
-    return str(HERE / targets) if targets else []
+    return local(str(HERE / targets)) if targets else []
 
 
 def all_data():
@@ -223,7 +251,7 @@ def all_data():
 
 
 def model_field(name):
-    return lambda wildcards: getattr(study.models[wildcards.model], name)
+    return known(lambda wildcards: getattr(study.models[wildcards.model], name))
 
 
 def store(kind):
@@ -231,6 +259,7 @@ def store(kind):
     return lambda wildcards, output: str(Path(output[0]).parents[2] / "store" / kind)
 
 
+@known
 def weights_of_model(wildcards):
     return f"<resources>/weights/{study.weights_of(wildcards.model)}/manifest.json"
 
@@ -245,16 +274,34 @@ def blended_weights(wildcards):
 
 
 def predictions_file(wildcards):
-    return str(study.models[wildcards.model].predictions[wildcards.dataset])
+    return local(str(study.models[wildcards.model].predictions[wildcards.dataset]))
 
 
 def base_labels(wildcards):
     return f"<resources>/labels/{study.base_space(wildcards.dataset)}.json"
 
 
+def grown(need):
+    """A resource of a job. With each attempt more of it is asked for, since the job before may have run out of it."""
+    return lambda wildcards, attempt: (
+        attempt * (need(wildcards) if callable(need) else need)
+    )
+
+
+@grown
 def memory_of_model(wildcards):
     """MB of main memory of a job that loads a model: its weights twice while they are read, and the libraries."""
     return 4000 + round(2 * study.models[wildcards.model].weight_bytes / 1e6)
+
+
+def memory_of_metric(kept, dataset=None):
+    """MB of a metric that keeps so many bytes of each image. Embeddings are read in blocks, however large they are."""
+
+    def need(wildcards):
+        images = study.datasets[dataset or wildcards.dataset].images or 0
+        return 1000 + round(kept * images / 1e6)
+
+    return grown(need)
 
 
 def minutes_of_images(wildcards, images):
@@ -265,14 +312,16 @@ def minutes_of_images(wildcards, images):
 
 def minutes_of_suite(suite):
     images = sum(study.datasets[name].images or 0 for name in study.suites[suite])
-    return lambda wildcards: minutes_of_images(wildcards, images)
+    return grown(lambda wildcards: minutes_of_images(wildcards, images))
 
 
+@grown
 def minutes_of_prompts(wildcards):
     """As of images: a prompt costs less than an image, and there are up to 80 for each of 1,000 classes."""
     return minutes_of_images(wildcards, 80_000 * len(study.base_spaces))
 
 
+@grown
 def minutes_of_pixels(wildcards):
     """At 50 images a second and core, a fifth of what was measured."""
     images = study.datasets[wildcards.dataset].images or 0
@@ -316,6 +365,7 @@ def searched_prompts(wildcards):
 
 PIXELS = (
     "inference.pixels",
+    "inference.decoding",
     "inference.images",
     "inference.fast_pixels",
     "core.preprocessing",
@@ -326,6 +376,7 @@ CACHED = study.cached_pixels
 def pixels_of_suite(suite):
     """A pixel cache of each data set, or its index where a cache is not worth its disk."""
 
+    @known
     def pixels(wildcards):
         keys = {
             d: study.preprocessing(wildcards.model, d).key for d in study.suites[suite]
@@ -343,14 +394,18 @@ def pixels_of_suite(suite):
 
 
 def specs_of_suite(suite):
-    return lambda wildcards: [
-        study.preprocessing(wildcards.model, d).pixel_spec for d in study.suites[suite]
-    ]
+    return known(
+        lambda wildcards: [
+            study.preprocessing(wildcards.model, d).pixel_spec
+            for d in study.suites[suite]
+        ]
+    )
 
 
 def head_of(dataset=None):
     """The head that a metric needs, as an input: nothing for a model that answers with logits."""
 
+    @known
     def head(wildcards):
         if not study.models[wildcards.model].has_text_tower:
             return []
@@ -363,6 +418,7 @@ def head_of(dataset=None):
 def partner(pattern):
     """A file of a data set's in-distribution partner, or nothing where it has none."""
 
+    @known
     def file(wildcards):
         name = study.partner(wildcards.dataset)
         if not study.answers(wildcards.model, name):
@@ -426,6 +482,7 @@ def planted(wildcards):
 def optional(*names):
     """Command-line options for those of a rule's named inputs that are there."""
 
+    @known
     def options(wildcards, input):
         there = [name for name in names if input.get(name)]
         return " ".join(
@@ -554,7 +611,9 @@ def fit_options():
 
 
 def published_files():
-    return sorted(str(path) for path in (HERE / config["published"]).glob("*.csv"))
+    return local(
+        sorted(str(path) for path in (HERE / config["published"]).glob("*.csv"))
+    )
 
 
 def captions_folder(wildcards, input):
@@ -642,17 +701,20 @@ def questions_of_dataset(wildcards):
     ]
 
 
+@grown
 def minutes_of_questions(wildcards):
     """Each image is asked about by every selector, in both orders."""
     images = study.datasets[wildcards.dataset].images or 0
     return minutes_of_images(wildcards, 2 * len(config["lmm"]["selectors"]) * images)
 
 
+@grown
 def minutes_of_pairs(wildcards):
     """At most 20,000 pairs, whose images are up to 13 times as large as a model's own."""
     return minutes_of_images(wildcards, 2 * 13 * 20_000)
 
 
+@grown
 def minutes_of_attack(wildcards):
     """A quarter of an hour, and as many passes over the images as the strongest attacks make."""
     return minutes_of_images(wildcards, 10_000 * config["attacks"]["images"])
@@ -795,3 +857,76 @@ def six_factors_options():
             *(["--natural", *natural] if natural else []),
         ]
     )
+
+
+def assets(*kinds):
+    """Style, markup and scripts of the report."""
+    folder = HERE / "src/clip_robustness/report"
+    return local(
+        sorted(str(path) for kind in kinds for path in folder.glob(f"*.{kind}"))
+    )
+
+
+def config_json():
+    """The config as a report shows it: without what is of this machine alone."""
+    shown = {k: v for k, v in study.config.items() if k not in ("cache", "captions")}
+    return json.dumps({**shown, "local": sorted(study.config["local"])}, sort_keys=True)
+
+
+def lacking_json():
+    """What the study leaves out, and why."""
+    skipped = {
+        name: {
+            "title": dataset.title,
+            "licence": dataset.licence,
+            "note": dataset.details.get("note", ""),
+        }
+        for name, dataset in {**study.unavailable, **study.skipped}.items()
+    }
+    figures = [figure for figure in FIGURE_TABLES if figure not in config["figures"]]
+    facts = {"skipped": skipped, "remarks": study.remarks, "figures": figures}
+    return json.dumps(facts, sort_keys=True)
+
+
+# Data sets whose classes a model card looks at.
+CLASSED = {
+    name: dataset
+    for name, dataset in study.datasets.items()
+    if dataset.role in ("id", "natural_shift")
+}
+
+
+def predictions_of_cards():
+    return [
+        f"<results>/predictions/{m}/{d}.parquet"
+        for m, d in study.measured("accuracy")
+        if d in CLASSED
+    ]
+
+
+def labels_of_cards():
+    spaces = sorted({dataset.labels for dataset in CLASSED.values()})
+    return [f"<resources>/labels/{space}.json" for space in spaces]
+
+
+def indexes_of_cards():
+    """Of data sets whose pictures may be shown: those that are rendered here."""
+    rendered = [name for name, dataset in CLASSED.items() if dataset.is_rendered]
+    return [f"<resources>/index/{name}.parquet" for name in rendered]
+
+
+def datasets_of_cards_json():
+    facts = {
+        name: {"labels": dataset.labels, "licence": dataset.licence}
+        for name, dataset in CLASSED.items()
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+def filled_captions():
+    """Figure -> caption with its numbers, as the last report has them: `snakemake --report` shows them."""
+    path = Path(config["pathvars"].get("figures", "figures")) / "captions.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+config["captions"] = filled_captions()

@@ -37,9 +37,9 @@ rule match_pairs:
             imports=False,
         ),
     shell:
-        "python -m clip_robustness match-pairs --model {wildcards.model} --library {params.library}"
+        "python -m clip_robustness match-pairs --model {wildcards.model:q} --library {params.library:q}"
         " --preprocess {params.preprocess:q} --weights {params.weights:q} --index {input.index:q}"
-        " --family {params.family} --stride {params.stride} --precision {params.precision}"
+        " --family {params.family:q} --stride {params.stride:q} --precision {params.precision:q}"
         " --out {output.matches:q} --work {params.work:q} 2>&1 | tee {log:q}"
 
 
@@ -58,5 +58,5 @@ rule measure_correspondence:
         resamples=config["resamples"],
         code=code_hash("metrics.correspondence"),
     shell:
-        "python -m clip_robustness measure-correspondence --matches {input.matches:q} --seed {params.seed}"
-        " --resamples {params.resamples} --out {output:q} 2> {log:q}"
+        "python -m clip_robustness measure-correspondence --matches {input.matches:q} --seed {params.seed:q}"
+        " --resamples {params.resamples:q} --out {output:q} 2> {log:q}"

@@ -8,6 +8,7 @@ localrules:
 
 onstart:
     stop_if_missing()
+    stop_if_dated_in_the_future()
 
 
 rule fetch_archive:

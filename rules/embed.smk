@@ -17,7 +17,7 @@ rule cache_pixels:
         "../envs/torch.yaml"
     threads: config["threads"]
     resources:
-        mem_mb=4000,
+        mem_mb=grown(4000),
         runtime=minutes_of_pixels,
     params:
         spec=lambda wildcards: PIXEL_SPECS[wildcards.spec],
@@ -26,8 +26,8 @@ rule cache_pixels:
         code=code_hash(*PIXELS, imports=False),
     shell:
         "python -m clip_robustness cache-pixels --index {input:q} --spec {params.spec:q}"
-        " --workers {threads} --on-error {params.on_unreadable}"
-        " --decode {params.decode} --out {output.pixels:q} 2> {log:q}"
+        " --workers {threads} --on-error {params.on_unreadable:q}"
+        " --decode {params.decode:q} --out {output.pixels:q} 2>&1 | tee {log:q}"
 
 
 for suite in study.suites:
@@ -74,10 +74,10 @@ for suite in study.suites:
             decode=config["decode"],
             code=code_hash("inference.embed", "inference.load", *PIXELS, imports=False),
         shell:
-            "python -m clip_robustness embed --model {wildcards.model} --library {params.library}"
+            "python -m clip_robustness embed --model {wildcards.model:q} --library {params.library:q}"
             " --preprocess {params.preprocess:q} --weights {params.weights:q} --pixels {input.pixels:q}"
-            " --specs {params.specs:q} --workers {threads} --on-error {params.on_unreadable} --decode {params.decode}"
-            " --precision {params.precision} --batch-size {params.batch_size} {params.compile}"
+            " --specs {params.specs:q} --workers {threads} --on-error {params.on_unreadable:q} --decode {params.decode:q}"
+            " --precision {params.precision:q} --batch-size {params.batch_size:q} {params.compile}"
             " --out {params.folder:q} --work {params.work:q} 2>&1 | tee {log:q}"
 
 
@@ -98,5 +98,5 @@ rule import_predictions:
     params:
         code=code_hash("inference.predictions", imports=False),
     shell:
-        "python -m clip_robustness import-predictions --model {wildcards.model} --predictions {input.predictions:q}"
+        "python -m clip_robustness import-predictions --model {wildcards.model:q} --predictions {input.predictions:q}"
         " --index {input.index:q} --labels {input.labels:q} --out {output.embeddings:q} 2> {log:q}"

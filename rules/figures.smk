@@ -1,6 +1,10 @@
 """Figures, from tables only."""
 
 
+localrules:
+    draw_figure,
+
+
 rule draw_figure:
     input:
         tables_of_figure,
@@ -21,5 +25,5 @@ rule draw_figure:
         tables=subpath(input[0], parent=True),
         code=lambda wildcards: code_hash("figures.draw", f"figures.{wildcards.figure}"),
     shell:
-        "python -m clip_robustness draw --figure {wildcards.figure} --study {params.study}"
+        "python -m clip_robustness draw --figure {wildcards.figure:q} --study {params.study:q}"
         " --tables {params.tables:q} --pdf {output.pdf:q} --png {output.png:q} 2> {log:q}"

@@ -1,6 +1,10 @@
 """Two-way questions about images: to models that answer in text, and to CLIPs and classifiers by their logits."""
 
 
+localrules:
+    write_questions,
+
+
 rule write_questions:
     input:
         embeddings=selector("<results>/embeddings/{model}/{dataset}.npy"),
@@ -18,7 +22,7 @@ rule write_questions:
         code=code_hash("metrics.choice"),
     shell:
         "python -m clip_robustness write-questions --embeddings {input.embeddings:q} --index {input.index:q}"
-        " --labels {input.labels:q} {params.options} --selector {wildcards.selector} --out {output:q} 2> {log:q}"
+        " --labels {input.labels:q} {params.options} --selector {wildcards.selector:q} --out {output:q} 2> {log:q}"
 
 
 rule measure_two_way:
@@ -77,15 +81,15 @@ rule ask:
             imports=False,
         ),
     shell:
-        "python -m clip_robustness ask --model {wildcards.model} --weights {params.weights:q}"
-        " --index {input.index:q} --questions {input.questions:q} --precision {params.precision}"
-        " --quantise {params.quantise} --out {output.answers:q} --work {params.work:q} 2>&1 | tee {log:q}"
+        "python -m clip_robustness ask --model {wildcards.model:q} --weights {params.weights:q}"
+        " --index {input.index:q} --questions {input.questions:q} --precision {params.precision:q}"
+        " --quantise {params.quantise:q} --out {output.answers:q} --work {params.work:q} 2>&1 | tee {log:q}"
 
 
 rule measure_choice:
     input:
         answers="<results>/answers/{model}/{dataset}.parquet",
-        synonyms=str(HERE / config["lmm"]["synonyms"]),
+        synonyms=local(str(HERE / config["lmm"]["synonyms"])),
     output:
         metrics="<results>/metrics/choice/{model}/{dataset}.json",
         predictions="<results>/choices/{model}/{dataset}.parquet",
@@ -121,5 +125,5 @@ rule compare_choice:
         code=code_hash("metrics.choice"),
     shell:
         "python -m clip_robustness compare-choice --predictions {input.predictions:q}"
-        " --references {input.references:q} --seed {params.seed} --resamples {params.resamples}"
+        " --references {input.references:q} --seed {params.seed:q} --resamples {params.resamples:q}"
         " --out {output:q} 2> {log:q}"

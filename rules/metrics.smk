@@ -19,7 +19,7 @@ rule measure_accuracy:
         dataset=one_of(
             n
             for n, d in study.datasets.items()
-            if d.role not in ("video_shift", "corruption", "corruption_3d")
+            if d.role not in ("video_shift", "corruption", "corruption_3d", "pool")
         ),
     conda:
         "../envs/metrics.yaml"
@@ -32,6 +32,12 @@ rule measure_accuracy:
         "python -m clip_robustness measure-accuracy --embeddings {input.embeddings:q} --index {input.index:q}"
         " --labels {input.labels:q} {params.options} --out {output.metrics:q}"
         " --predictions {output.predictions:q} 2> {log:q}"
+
+
+# Other data sets are made from it. On a cluster, a model's metrics are one job, which could not wait for itself.
+use rule measure_accuracy as measure_pool with:
+    wildcard_constraints:
+        dataset=of_role("pool"),
 
 
 rule measure_video:
@@ -66,7 +72,7 @@ rule measure_video:
         code=code_hash("metrics.video"),
     shell:
         "python -m clip_robustness measure-video --embeddings {input.embeddings:q} --index {input.index:q}"
-        " --labels {input.labels:q} {params.options} --seed {params.seed} --resamples {params.resamples}"
+        " --labels {input.labels:q} {params.options} --seed {params.seed:q} --resamples {params.resamples:q}"
         " --out {output.metrics:q} --predictions {output.predictions:q} 2> {log:q}"
 
 
@@ -84,6 +90,8 @@ rule measure_corruption:
         dataset=of_role("corruption", "corruption_3d"),
     conda:
         "../envs/metrics.yaml"
+    resources:
+        mem_mb=memory_of_metric(500),
     params:
         options=optional("head"),
         seed=config["seed"],
@@ -91,8 +99,8 @@ rule measure_corruption:
         code=code_hash("metrics.corruption"),
     shell:
         "python -m clip_robustness measure-corruption --embeddings {input.embeddings:q}"
-        " --index {input.index:q} --labels {input.labels:q} {params.options} --seed {params.seed}"
-        " --resamples {params.resamples} --out {output:q} 2> {log:q}"
+        " --index {input.index:q} --labels {input.labels:q} {params.options} --seed {params.seed:q}"
+        " --resamples {params.resamples:q} --out {output:q} 2> {log:q}"
 
 
 rule measure_typographic:
@@ -115,7 +123,7 @@ rule measure_typographic:
         code=code_hash("metrics.typographic"),
     shell:
         "python -m clip_robustness measure-typographic --embeddings {input.embeddings:q}"
-        " --index {input.index:q} --labels {input.labels:q} {params.options} --seed {params.seed}"
+        " --index {input.index:q} --labels {input.labels:q} {params.options} --seed {params.seed:q}"
         " --out {output:q} 2> {log:q}"
 
 
@@ -131,13 +139,15 @@ rule fit_temperature:
         "<logs>/fit_temperature/{model}.log",
     conda:
         "../envs/metrics.yaml"
+    resources:
+        mem_mb=memory_of_metric(4000, ID),
     params:
         options=optional("head"),
         seed=config["seed"],
         code=code_hash("metrics.calibration"),
     shell:
         "python -m clip_robustness fit-temperature --embeddings {input.embeddings:q} --index {input.index:q}"
-        " --labels {input.labels:q} {params.options} --seed {params.seed} --out {output:q} 2> {log:q}"
+        " --labels {input.labels:q} {params.options} --seed {params.seed:q} --out {output:q} 2> {log:q}"
 
 
 rule measure_calibration:
@@ -162,7 +172,7 @@ rule measure_calibration:
     shell:
         "python -m clip_robustness measure-calibration --embeddings {input.embeddings:q}"
         " --index {input.index:q} --labels {input.labels:q} {params.options}"
-        " --held-out {params.held_out} --seed {params.seed} --resamples {params.resamples}"
+        " --held-out {params.held_out:q} --seed {params.seed:q} --resamples {params.resamples:q}"
         " --out {output:q} 2> {log:q}"
 
 
@@ -190,7 +200,7 @@ rule measure_ood:
     input:
         embeddings="<results>/embeddings/{model}/{dataset}.npy",
         index="<resources>/index/{dataset}.parquet",
-        labels=id_labels,
+        labels=f"<resources>/labels/{ID_LABELS}.json",
         head=head_of(ID),
         reference_embeddings=f"<results>/embeddings/{{model}}/{ID}.npy",
         reference_index=f"<resources>/index/{ID}.parquet",
@@ -207,7 +217,7 @@ rule measure_ood:
         code=code_hash("metrics.ood"),
     shell:
         "python -m clip_robustness measure-ood --embeddings {input.embeddings:q} --index {input.index:q}"
-        " --labels {input.labels:q} {params.options} --seed {params.seed} --resamples {params.resamples}"
+        " --labels {input.labels:q} {params.options} --seed {params.seed:q} --resamples {params.resamples:q}"
         " --out {output:q} 2> {log:q}"
 
 
@@ -226,7 +236,7 @@ rule measure_factors:
         code=code_hash("metrics.factors"),
     shell:
         "python -m clip_robustness measure-factors --predictions {input.predictions:q}"
-        " --factors {input.factors:q} --fewest {params.fewest} --out {output:q} 2> {log:q}"
+        " --factors {input.factors:q} --fewest {params.fewest:q} --out {output:q} 2> {log:q}"
 
 
 rule measure_retrieval:
@@ -246,8 +256,8 @@ rule measure_retrieval:
         code=code_hash("metrics.retrieval"),
     shell:
         "python -m clip_robustness measure-retrieval --embeddings {input.embeddings:q}"
-        " --captions {input.captions:q} --index {input.index:q} --seed {params.seed}"
-        " --resamples {params.resamples} --out {output:q} 2> {log:q}"
+        " --captions {input.captions:q} --index {input.index:q} --seed {params.seed:q}"
+        " --resamples {params.resamples:q} --out {output:q} 2> {log:q}"
 
 
 rule measure_prompts:
@@ -265,6 +275,8 @@ rule measure_prompts:
         "<logs>/measure_prompts/{model}/{dataset}.log",
     conda:
         "../envs/metrics.yaml"
+    resources:
+        mem_mb=memory_of_metric(12000),
     params:
         options=optional("factors", "reference_embeddings", "reference_index"),
         held_out=lambda wildcards: int(wildcards.dataset == ID),
@@ -274,5 +286,5 @@ rule measure_prompts:
         code=code_hash("metrics.prompts"),
     shell:
         "python -m clip_robustness measure-prompts --embeddings {input.embeddings:q} --index {input.index:q}"
-        " --labels {input.labels:q} --heads {input.heads:q} {params.options} --held-out {params.held_out}"
-        " --fewest {params.fewest} --seed {params.seed} --resamples {params.resamples} --out {output:q} 2> {log:q}"
+        " --labels {input.labels:q} --heads {input.heads:q} {params.options} --held-out {params.held_out:q}"
+        " --fewest {params.fewest:q} --seed {params.seed:q} --resamples {params.resamples:q} --out {output:q} 2> {log:q}"

@@ -40,7 +40,7 @@ rule corrupt_world:
         code=code_hash("mini.corruptions"),
     shell:
         "python -m clip_robustness corrupt-world --index {input:q} --out-archive {output.archive:q}"
-        " --out-index {output.index:q} --images {params.images} --seed {params.seed} 2> {log:q}"
+        " --out-index {output.index:q} --images {params.images:q} --seed {params.seed:q} 2> {log:q}"
 
 
 rule corrupt_world_3d:
@@ -67,8 +67,8 @@ rule corrupt_world_3d:
         code=code_hash("mini.corruptions_3d"),
     shell:
         "python -m clip_robustness corrupt-world-3d --index {input.index:q} --geometry {input.geometry:q}"
-        " --out-archive {output.archive:q} --out-index {output.index:q} --images {params.images}"
-        " --corruptions {params.corruptions} --seed {params.seed} 2> {log:q}"
+        " --out-archive {output.archive:q} --out-index {output.index:q} --images {params.images:q}"
+        " --corruptions {params.corruptions:q} --seed {params.seed:q} 2> {log:q}"
 
 
 rule render_pairs:
@@ -129,7 +129,7 @@ rule filter_misclassified:
         code=code_hash("mini.filtered"),
     shell:
         "python -m clip_robustness filter-misclassified --index {input.index:q}"
-        " --predictions {input.predictions:q} --limit {params.limit} --seed {params.seed}"
+        " --predictions {input.predictions:q} --limit {params.limit:q} --seed {params.seed:q}"
         " --out-index {output:q} 2> {log:q}"
 
 
@@ -145,7 +145,7 @@ rule train_mini:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=grown(2000),
     params:
         recipe=recipe_json,
         folder=subpath(output[0], parent=True),
@@ -161,7 +161,7 @@ rule train_mini:
             else "mini.train"
         ),
     shell:
-        "python -m clip_robustness {params.verb} --recipe {params.recipe:q} --index {input.index:q}"
+        "python -m clip_robustness {params.verb:q} --recipe {params.recipe:q} --index {input.index:q}"
         " --labels {input.labels:q} {params.parent} --out {params.folder:q} 2>&1 | tee {log:q}"
 
 

@@ -5,12 +5,15 @@ OVERLAP = study.overlap
 if OVERLAP:
     DETECTOR = OVERLAP["detector"]
 
+    localrules:
+        choose_threshold,
+
     rule find_duplicates:
         input:
             embeddings=f"<results>/embeddings/{DETECTOR}/{{dataset}}.npy",
             index="<resources>/index/{dataset}.parquet",
             references=corpora(f"<results>/embeddings/{DETECTOR}/{{corpus}}.npy"),
-            vectors=list(OVERLAP["vectors"].values()),
+            vectors=local(list(OVERLAP["vectors"].values())),
             indexes=corpora("<resources>/index/{corpus}.parquet"),
         output:
             matches="<results>/overlap/{dataset}.parquet",
@@ -21,7 +24,7 @@ if OVERLAP:
             "../envs/torch.yaml"
         threads: config["threads"]
         resources:
-            mem_mb=3000,
+            mem_mb=grown(3000),
         params:
             names=[*OVERLAP["corpora"], *OVERLAP["vectors"]],
             indexes=optional("indexes"),
@@ -49,8 +52,8 @@ if OVERLAP:
             code=code_hash("metrics.overlap"),
         shell:
             "python -m clip_robustness choose-threshold --copies {input.copies:q} --copies-index {input.copies_index:q}"
-            " --sources {input.sources:q} --sources-index {input.sources_index:q} --seed {params.seed}"
-            " --false-positives {params.false_positives} --out {output:q} 2> {log:q}"
+            " --sources {input.sources:q} --sources-index {input.sources_index:q} --seed {params.seed:q}"
+            " --false-positives {params.false_positives:q} --out {output:q} 2> {log:q}"
 
     rule measure_overlap:
         input:
@@ -73,4 +76,4 @@ if OVERLAP:
         shell:
             "python -m clip_robustness measure-overlap --predictions {input.predictions:q}"
             " --matches {input.matches:q} --threshold {input.threshold:q} {params.options} {params.control}"
-            " --tests {params.tests} --seed {params.seed} --out {output:q} 2> {log:q}"
+            " --tests {params.tests:q} --seed {params.seed:q} --out {output:q} 2> {log:q}"

@@ -21,4 +21,4 @@ if config["published"]:
             code=code_hash("data.published"),
         shell:
             "python -m clip_robustness import-published --folder {params.folder:q} --out {params.out:q}"
-            " --study {params.study} 2> {log:q}"
+            " --study {params.study:q} 2> {log:q}"

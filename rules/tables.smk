@@ -2,10 +2,17 @@
 
 
 localrules:
-    gather_models,
+    fit_baselines,
+    summarise_shifts,
+    fit_factors,
+    compare_six_factors,
 
 
 if not config["published"]:
+
+    localrules:
+        gather_metric,
+        gather_models,
 
     rule gather_metric:
         input:
@@ -21,7 +28,7 @@ if not config["published"]:
             study=study.name,
             code=code_hash("metrics.gather"),
         shell:
-            "python -m clip_robustness gather --study {params.study} --metrics {input:q}"
+            "python -m clip_robustness gather --study {params.study:q} --metrics {input:q}"
             " --out {output.parquet:q} 2> {log:q}"
 
     rule gather_models:
@@ -58,7 +65,7 @@ rule fit_baselines:
     shell:
         "python -m clip_robustness fit-baselines --accuracy {input.accuracy:q} --models {input.models:q}"
         " --baselines {output.baselines:q} --out {output.effective_robustness:q}"
-        " {params.options} --seed {params.seed} --resamples {params.resamples} 2> {log:q}"
+        " {params.options} --seed {params.seed:q} --resamples {params.resamples:q} 2> {log:q}"
 
 
 rule summarise_shifts:
@@ -81,7 +88,7 @@ rule summarise_shifts:
         code=code_hash("metrics.corruption"),
     shell:
         "python -m clip_robustness summarise-shifts --accuracy {input.accuracy:q} --models {input.models:q}"
-        " {params.adversarial} {params.options} --seed {params.seed} --resamples {params.resamples}"
+        " {params.adversarial} {params.options} --seed {params.seed:q} --resamples {params.resamples:q}"
         " --out {output.parquet:q} 2> {log:q}"
 
 
@@ -104,8 +111,8 @@ rule fit_factors:
         code=code_hash("metrics.factors"),
     shell:
         "python -m clip_robustness fit-factors --factors {input.factors:q} --models {input.models:q}"
-        " --fits {output.fits:q} --out {output.rows:q} --population {params.population} {params.patterns}"
-        " --seed {params.seed} --resamples {params.resamples} 2> {log:q}"
+        " --fits {output.fits:q} --out {output.rows:q} --population {params.population:q} {params.patterns}"
+        " --seed {params.seed:q} --resamples {params.resamples:q} 2> {log:q}"
 
 
 rule compare_six_factors:
@@ -125,4 +132,4 @@ rule compare_six_factors:
         code=code_hash("metrics.six_factors"),
     shell:
         "python -m clip_robustness six-factors --tables {params.tables:q} --out {output:q} {params.options}"
-        " --seed {params.seed} --resamples {params.resamples} 2> {log:q}"
+        " --seed {params.seed:q} --resamples {params.resamples:q} 2> {log:q}"

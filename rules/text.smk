@@ -3,6 +3,7 @@
 
 localrules:
     fetch_weights,
+    write_label_space,
 
 
 rule fetch_weights:
@@ -22,7 +23,7 @@ rule fetch_weights:
         lock=str(HERE / config["lock"]),
         folder=subpath(output[0], parent=True),
     shell:
-        "python -m clip_robustness fetch-weights --model {wildcards.model} --library {params.library}"
+        "python -m clip_robustness fetch-weights --model {wildcards.model:q} --library {params.library:q}"
         " --architecture {params.architecture:q} --weights {params.weights:q} --lock {params.lock:q}"
         " --out {params.folder:q} 2>&1 | tee {log:q}"
 
@@ -47,8 +48,8 @@ rule blend_weights:
         folder=subpath(output[0], parent=True),
         code=code_hash("inference.weights", "inference.checkpoints", imports=False),
     shell:
-        "python -m clip_robustness blend-weights --model {wildcards.model} --parent {params.parent:q}"
-        " --finetuned {params.finetuned:q} --share {params.share} --out {params.folder:q} 2> {log:q}"
+        "python -m clip_robustness blend-weights --model {wildcards.model:q} --parent {params.parent:q}"
+        " --finetuned {params.finetuned:q} --share {params.share:q} --out {params.folder:q} 2> {log:q}"
 
 
 rule write_label_space:
@@ -65,7 +66,7 @@ rule write_label_space:
         base=optional("base"),
         code=code_hash("inference.label_spaces"),
     shell:
-        "python -m clip_robustness label-space --name {wildcards.space} --space {params.space:q}"
+        "python -m clip_robustness label-space --name {wildcards.space:q} --space {params.space:q}"
         " {params.base} --out {output:q} 2> {log:q}"
 
 
@@ -104,8 +105,8 @@ rule search_prompts:
         ),
     shell:
         "python -m clip_robustness search-prompts --weights {params.weights:q} --embeddings {input.embeddings:q}"
-        " --index {input.index:q} --labels {input.labels:q} {params.search} --seed {params.seed}"
-        " --precision {params.precision} --out {output:q} 2>&1 | tee {log:q}"
+        " --index {input.index:q} --labels {input.labels:q} {params.search} --seed {params.seed:q}"
+        " --precision {params.precision:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule build_heads:
@@ -140,8 +141,8 @@ rule build_heads:
         code=code_hash("inference.heads", "inference.load", imports=False),
     shell:
         "python -m clip_robustness heads --weights {params.weights:q} --prompts {params.table:q}"
-        " --names {wildcards.prompts} --labels {input.labels:q} --out {params.folder:q}"
-        " --work {params.work:q} --precision {params.precision} {params.searched} 2>&1 | tee {log:q}"
+        " --names {wildcards.prompts:q} --labels {input.labels:q} --out {params.folder:q}"
+        " --work {params.work:q} --precision {params.precision:q} {params.searched} 2>&1 | tee {log:q}"
 
 
 rule encode_captions:
@@ -172,6 +173,6 @@ rule encode_captions:
             imports=False,
         ),
     shell:
-        "python -m clip_robustness encode-captions --model {wildcards.model} --weights {params.weights:q}"
+        "python -m clip_robustness encode-captions --model {wildcards.model:q} --weights {params.weights:q}"
         " --index {input.index:q} --out {output.captions:q} --work {params.work:q}"
-        " --precision {params.precision} 2>&1 | tee {log:q}"
+        " --precision {params.precision:q} 2>&1 | tee {log:q}"
