@@ -5,7 +5,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: demo test check envs lock clean
+.PHONY: demo test check docs envs faults audit fuzz lock clean
 
 demo: .venv/installed
 	$(SNAKEMAKE) --configfile config/published.yaml
@@ -14,19 +14,42 @@ demo: .venv/installed
 		--reports figures/mini/report.html figures/published/report.html
 	@echo "Open figures/index.html"
 
+# What runs the workflow or trains a model takes all cores; of the rest, as many files at a time as there are cores.
 test: .venv/installed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(CORES) --dist loadfile -m "not slow"
+	$(BIN)/pytest -m slow
 
 check: .venv/installed
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs notebooks
+	$(BIN)/ruff format --check src tests benchmarks docs notebooks
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 
+# The site, with what the notebooks give on the published study and on models that they train; no network.
+docs: .venv/installed
+	$(SNAKEMAKE) --configfile config/published.yaml
+	$(BIN)/sphinx-build --fail-on-warning docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 # Every env of envs/, the one with torch included, installed alone from its pins, runs its wing's verb.
 envs: .venv/installed
 	CLIP_ROBUSTNESS_ALL_ENVS=1 $(BIN)/pytest tests/workflow/test_envs.py
+
+# What can go wrong, done on purpose: 50 kills where `make test` has 5, and every rule on a full disk.
+faults: .venv/installed
+	CLIP_ROBUSTNESS_KILLS=50 $(BIN)/pytest tests/faults
+
+# The pinned versions against the advisories of the package index, which needs a network; a package that could not be
+# looked up fails it too.
+audit:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit==2.10.1
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
+
+# Spoiled inputs for every reader, for FUZZ_MINUTES minutes (10).
+fuzz: .venv/installed
+	$(BIN)/python -m tests.fuzz
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -41,4 +64,4 @@ lock:
 		> requirements.lock
 
 clean:
-	rm -rf .snakemake results logs resources/mini figures/*/ figures/index.html figures/*.pdf figures/*.png
+	rm -rf .snakemake results logs resources/mini figures/*/ figures/index.html figures/*.pdf figures/*.png docs/_build docs/generated

@@ -71,7 +71,7 @@ def test_the_paper_study_waits_for_imagenet(root, here, capsys):
     }
     assert "made here" in " ".join(state["cifar10_t"]) and "waiting for you" in " ".join(state["imagenet_t"])
     assert "  imagenet_t: " not in out, "nothing is to be done for what is made from ImageNet"
-    assert "to download (on demand)" in out, "what no metric needs"
+    assert "to download" in out and "(on demand)" not in out, "some figure needs each"
     assert "imagenet_val: /path/to/imagenet_val" in out and "accept: [objectnet]" in out
     assert "register at https://image-net.org/download.php" in out
     assert "CC BY-NC 4.0 (the annotations; fetched at run time" in out, "a licence note for each"

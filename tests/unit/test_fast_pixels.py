@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clip_robustness.core.preprocessing import INTERPOLATIONS, Preprocessing
-from clip_robustness.inference import fast_pixels, images, pixels
+from clip_robustness.inference import decoding, fast_pixels, images, pixels
 from tests.unit.samples import broken_images, encoded, picture
 from tests.unit.test_pixel_cache import make_index
 
@@ -111,7 +111,7 @@ def test_a_cache_says_how_far_it_is_from_the_exact_one(tmp_path):
     assert np.abs(fast - exact).max() == 1
     manifest, plain = (json.loads((tmp_path / name).read_text()) for name in ("1.json", "exact.json"))
     assert (manifest["decode"], plain["decode"]) == ("fast", "exact") and "tolerance" not in plain
-    checked = np.abs(fast - exact)[:: pixels.CHECKED]
+    checked = np.abs(fast - exact)[:: decoding.CHECKED]
     assert manifest["tolerance"]["values"] == checked.size
     assert manifest["tolerance"]["levels"] == checked.max()
     assert manifest["tolerance"]["share_one_level"] == np.mean(checked == 1)

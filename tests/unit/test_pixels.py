@@ -8,7 +8,7 @@ from PIL import Image
 
 from clip_robustness.core.io import InputError
 from clip_robustness.core.preprocessing import Preprocessing
-from clip_robustness.inference import pixels
+from clip_robustness.inference import images
 from tests.unit.samples import broken_images, encoded, picture
 
 SIZES = [(500, 375), (375, 500), (333, 251), (251, 333), (224, 224), (225, 224), (100, 7), (1, 40), (40, 1), (3, 5)]
@@ -16,7 +16,7 @@ SIZES = [(500, 375), (375, 500), (333, 251), (251, 333), (224, 224), (225, 224),
 
 def ours(image: Image.Image, spec: str) -> np.ndarray:
     parsed = Preprocessing.parse(spec)
-    result = pixels.preprocess(image, parsed)
+    result = images.preprocess(image, parsed)
     assert result.dtype == np.uint8
     assert result.shape == (*parsed.size, 3)
     return result
@@ -51,7 +51,7 @@ def test_equals_torchvision_to_the_last_bit(
 def test_an_image_that_was_cropped_to_the_models_size_is_taken_as_it_is(own: str) -> None:
     """ImageNet-C is of 224 x 224 px: a model of that size sees every pixel of it, unchanged."""
     spec, image = Preprocessing.parse(own).of_cropped, picture(224, 224)
-    assert np.array_equal(pixels.preprocess(image, spec), np.asarray(image))
+    assert np.array_equal(images.preprocess(image, spec), np.asarray(image))
     if "256" in own:  # and not enlarged and cut again
         assert not np.array_equal(ours(image, own), np.asarray(image))
 
@@ -60,7 +60,7 @@ def test_an_image_that_was_cropped_to_the_models_size_is_taken_as_it_is(own: str
 def test_an_image_that_was_cropped_is_enlarged_whole_for_a_larger_model(own: str) -> None:
     image = picture(224, 224)
     expected = np.asarray(image.resize((336, 336), Image.Resampling.BICUBIC))
-    assert np.array_equal(pixels.preprocess(image, Preprocessing.parse(own).of_cropped), expected)
+    assert np.array_equal(images.preprocess(image, Preprocessing.parse(own).of_cropped), expected)
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,7 +78,7 @@ def normalised(image: Image.Image, spec: str):
     from torchvision.transforms import functional
 
     parsed = Preprocessing.parse(spec)
-    return functional.normalize(functional.to_tensor(pixels.preprocess(image, parsed)), parsed.mean, parsed.std)
+    return functional.normalize(functional.to_tensor(images.preprocess(image, parsed)), parsed.mean, parsed.std)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -122,7 +122,7 @@ def test_equals_timm(size: tuple[int, int], spec: str, options: dict) -> None:
     image = picture(*size)
     parsed = Preprocessing.parse(spec)
     mean, std = torch.tensor(parsed.mean), torch.tensor(parsed.std)  # as timm holds them
-    own = functional.normalize(functional.to_tensor(pixels.preprocess(image, parsed)), mean, std)
+    own = functional.normalize(functional.to_tensor(images.preprocess(image, parsed)), mean, std)
     assert torch.equal(transform(image), own)
 
 
@@ -158,7 +158,7 @@ def test_decodes_as_torchvisions_loader_does(tmp_path: Path, name: str) -> None:
 
     data = awkward_images()[name]
     (tmp_path / name).write_bytes(data)
-    image = pixels.decode(data, "a.tar", name)
+    image = images.decode(data, "a.tar", name)
     assert (image.mode, image.size) == ("RGB", (31, 23))  # also the turned one: orientation is not applied
     assert np.array_equal(np.asarray(image), np.asarray(pil_loader(str(tmp_path / name))))
 
@@ -166,4 +166,4 @@ def test_decodes_as_torchvisions_loader_does(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", broken_images())
 def test_what_cannot_be_decoded_names_archive_and_image(name: str) -> None:
     with pytest.raises(InputError, match=rf"a\.tar, image 'n1/{name}': cannot decode it \(.+\)"):
-        pixels.decode(broken_images()[name], "a.tar", f"n1/{name}")
+        images.decode(broken_images()[name], "a.tar", f"n1/{name}")

@@ -80,6 +80,7 @@ def test_jobs_of_one_model_by_hand(root):
     assert plan.job_counts(one) == {
         "all": 1,
         "write_report": 1,
+        "write_cards": 1,
         "draw_figure": 7,
         "fetch_archive": 5,
         "index_dataset": 5,
@@ -108,7 +109,7 @@ def test_a_published_study_computes_nothing(root):
     tables = {"import_published": 1, "fit_baselines": 1, "fit_factors": 1, "compare_six_factors": 1}
     tables |= {"evaluate_claims": 1, "compare_published": 1}
     tables["summarise_shifts"] = 1
-    assert counts == {**tables, "draw_figure": 8, "write_report": 1, "all": 1}
+    assert counts == {**tables, "draw_figure": 8, "write_report": 1, "write_cards": 1, "all": 1}
 
 
 def test_a_table_is_aligned():

@@ -193,7 +193,7 @@ def test_from_files_to_rows(embedded):
         ({"weights": {}}, "'weights' of its manifest differs"),
         ({"ids_sha256": io.ids_digest("acb")}, "made from other images"),
         ({"kind": "logits"}, "holds logits"),
-        ({"n": 4}, "expected features, 4 x 24"),
+        ({"n": 4}, r"its manifest says \(4, 24\)"),
     ],
 )
 def test_features_of_something_else_are_refused(embedded, change, message):

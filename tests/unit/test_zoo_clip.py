@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import Compose
 
 from clip_robustness.core.registry import load_models
-from clip_robustness.inference import pixels
+from clip_robustness.inference import images
 from tests.unit.samples import picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +144,7 @@ def test_preprocessing_is_open_clips_to_the_last_bit(model):
     *to_pixels, to_tensor, normalise = their_transform(model)
     for size in [(500, 375), (211, 640), (97, 61), (1001, 333)]:
         theirs = Compose(to_pixels)(picture(*size))
-        assert np.array_equal(pixels.preprocess(picture(*size), model.preprocessing), np.asarray(theirs))
+        assert np.array_equal(images.preprocess(picture(*size), model.preprocessing), np.asarray(theirs))
     assert to_tensor(theirs).max() <= 1  # so that mean and std are of 0..1
     assert (tuple(normalise.mean), tuple(normalise.std)) == (model.preprocessing.mean, model.preprocessing.std)
 

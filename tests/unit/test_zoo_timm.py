@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clip_robustness.core.preprocessing import Preprocessing
 from clip_robustness.core.registry import load_models
-from clip_robustness.inference.pixels import preprocess
+from clip_robustness.inference.images import preprocess
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = load_models(ROOT / "config" / "models.tsv", ROOT)

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PARTS = ("Snakefile", "rules", "envs", "config", "profiles", "src", "report")
 
 # The mini study, small enough for tests: fewer models and data sets, a share of the images and of the training.
@@ -26,6 +24,9 @@ models:
     - mini_resnet
     - mini_vit_third
     - mini_convnext_third
+    - mini_llava
+correspondence:
+  models: [mini_clip_vit_biased, mini_resnet]
 normaliser: mini_resnet
 attacks:
   names: [fgsm, deepfool, bim_transfer, nes]
@@ -102,18 +103,4 @@ def build_house(path: Path, root: Path) -> House:
     return House(path)
 
 
-@pytest.fixture
-def house(tmp_path, root) -> House:
-    return build_house(tmp_path / "house", root)
-
-
 SMALL_CONFIG = ("--configfile", "config/mini.yaml", "small.yaml", "--")
-
-
-@pytest.fixture(scope="session")
-def small_house(tmp_path_factory, root) -> House:
-    """The small mini study, run once, uninterrupted."""
-    house = build_house(tmp_path_factory.mktemp("small") / "house", root)
-    (house.path / "small.yaml").write_text(SMALL)
-    house.snakemake(*SMALL_CONFIG)
-    return house

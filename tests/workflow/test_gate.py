@@ -46,8 +46,8 @@ def test_skipping_plans_what_can_be_made_and_says_so_once(house, value):
     output = house.snakemake("--dry-run", "--quiet", "rules", "--config", f"skip_unavailable={value}")
     assert output.count("imagenet_v2 stands in for it") == 1 and PAGE not in output
     jobs = house.jobs("--config", f"skip_unavailable={value}")
-    assert jobs["draw_figure"] == 13  # of 14, without visual factors
-    assert jobs["index_dataset"] == 26  # of 30, without ImageNet, ObjectNet, Stylized-ImageNet and ImageNet-T
+    assert jobs["draw_figure"] == 16  # of 17, without visual factors
+    assert jobs["index_dataset"] == 30  # of 34, without ImageNet, ObjectNet, Stylized-ImageNet and ImageNet-T
     full = house.snakemake("--dry-run", "--printshellcmds", "--config", f"skip_unavailable={value}")
     assert not re.search(r"(imagenet_val|objectnet)\.(parquet|npy)", full)
     assert "--reference imagenet_v2" in full

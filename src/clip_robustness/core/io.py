@@ -1,44 +1,27 @@
-"""Files: atomic writes, manifests, hashes, and the one exception that users see.
+"""Files: reading and writing, manifests, hashes, and the one exception that users see.
 
-Every file that the workflow writes goes through `atomic`, so a killed process never leaves half a file
+Every file that the workflow writes goes through `core.atomic`, so a killed process never leaves half a file
 under a final name. Nothing here imports more than NumPy and (inside functions) pyarrow.
 """
 
-import contextlib
 import hashlib
+import itertools
 import json
 import os
-import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clip_robustness.core.atomic import atomic
+
 
 class InputError(Exception):
     """Something the user gave is wrong. The message names the file, the place in it, and the remedy."""
-
-
-@contextlib.contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, flush it to disk and rename it.
-
-    The temporary name keeps the suffix, because some writers choose a format by it.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -66,7 +49,9 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # damage, no UTF-8, a number of 5,000 digits, or nested too deep
         raise InputError(f"{path}: not valid JSON ({error}); delete it and run again") from None
 
 
@@ -78,11 +63,24 @@ def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
 def load_array(path: str | os.PathLike, mmap: bool = True) -> np.ndarray:
     """Map (or read) a .npy file. Errors: `InputError` when it is missing, truncated or holds objects."""
     try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # NumPy raises half a dozen types for headers that lie
+        _pass_on_what_is_no_damage(path, error)
         raise InputError(f"{path}: not a whole .npy array ({error}); delete it and run again") from None
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"{path}: a zip, not a .npy array; delete it and run again")
+    return array
+
+
+def _pass_on_what_is_no_damage(path: str | os.PathLike, error: Exception) -> None:
+    """A want of memory, of permission or of the network's is no reason to delete a file."""
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno is not None:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def join_arrays(path: str | os.PathLike, parts: Sequence[str | os.PathLike]) -> None:
@@ -104,7 +102,10 @@ def _write_array(path: str | os.PathLike, dtype: np.dtype, shape: Sequence[int],
 
 
 def write_parquet(path: str | os.PathLike, columns: Mapping[str, Any]) -> None:
-    """Write named columns (arrays or lists of equal length) as one parquet file, byte for byte reproducible."""
+    """Write named columns (arrays or lists of equal length) as one parquet file, byte for byte reproducible.
+
+    Every page has a checksum (CRC-32), which `read_table` compares.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -112,28 +113,41 @@ def write_parquet(path: str | os.PathLike, columns: Mapping[str, Any]) -> None:
     if not isinstance(columns, pyarrow.Table):
         table = pyarrow.table({name: _to_arrow(values) for name, values in columns.items()})
     with atomic(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary, compression="zstd")
+        pyarrow.parquet.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_parquet(path: str | os.PathLike, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Read a parquet file as a dict of NumPy arrays (strings as object arrays), in the order of `columns`.
 
-    Errors: `InputError` when it is missing, damaged, or lacks a column.
+    Errors: as of `read_table`.
     """
+    try:
+        return table_columns(read_table(path, columns))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a whole parquet file ({error}); delete it and run again") from None
+
+
+def table_columns(table: Any) -> dict[str, np.ndarray]:
+    """The columns of an arrow table as NumPy arrays (strings as object arrays)."""
+    return {name: _to_numpy(column) for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def read_table(path: str | os.PathLike, columns: Sequence[str] | None = None) -> Any:
+    """Read a parquet file as an arrow table. Errors: `InputError` when it is missing, damaged, or lacks a column."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names if columns is None else list(columns)
             if missing := [name for name in names if name not in file.schema_arrow.names]:
                 raise InputError(f"{path}: no column {missing[0]!r}; delete it and run again")
-            table = file.read(columns=names)
+            return file.read(columns=names).select(names)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # the last: a name twice
+        _pass_on_what_is_no_damage(path, error)
         raise InputError(f"{path}: not a whole parquet file ({error}); delete it and run again") from None
-    return {name: _to_numpy(table.column(name)) for name in names}
 
 
 # pyarrow's own conversions import pandas, where it is installed, and with it take 0.2 s of every process.
@@ -162,8 +176,11 @@ def _to_numpy(column: Any) -> np.ndarray:
         if types.is_integer(column.type) or types.is_floating(column.type):
             return np.from_dlpack(column.combine_chunks())
         if types.is_string(column.type):
+            texts = column.to_pylist()
+            if len(set(texts[:1000])) == len(texts[:1000]):  # such as ids
+                return np.array(texts, object)
             seen: dict[str, str] = {}  # equal strings become one object: an archive is named by all its images
-            return np.array([seen.setdefault(text, text) for text in column.to_pylist()], object)
+            return np.array([seen.setdefault(text, text) for text in texts], object)
     return column.to_numpy(zero_copy_only=False)
 
 
@@ -189,7 +206,10 @@ def digest(*parts: Any) -> str:
 
 def ids_digest(image_ids: Iterable[str]) -> str:
     """SHA-256 of the ordered image ids: two files may be joined row by row only when theirs agree."""
-    return hashlib.sha256("".join(f"{image_id}\n" for image_id in image_ids).encode()).hexdigest()
+    found, ids = hashlib.sha256(), iter(image_ids)
+    while some := list(itertools.islice(ids, 10_000)):
+        found.update("".join(f"{image_id}\n" for image_id in some).encode())
+    return found.hexdigest()
 
 
 class Progress:
@@ -229,20 +249,55 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def seal(folder: Path, **facts: Any) -> None:
-    """Write `folder`/manifest.json, last, with the SHA-256 of every file in the folder."""
+def seal(folder: Path, **facts: Any) -> dict[str, Any]:
+    """Write `folder`/manifest.json, last, with the SHA-256 of every file in the folder; return what it says."""
     files = {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name[0] != "."}
     files.pop("manifest.json", None)
     write_json(folder / "manifest.json", {**facts, "files": files})
+    return read_json(folder / "manifest.json")
 
 
 def check_sealed(folder: Path) -> dict[str, Any]:
     """Return the manifest of a sealed folder after comparing every file with its checksum."""
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_seal(folder)
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path}: the manifest beside it lists this file, and it is gone; delete the folder")
         if sha256_file(path) != expected:
             raise InputError(f"{path}: its SHA-256 is not that of the manifest beside it; delete the folder and rerun")
+    return manifest
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """The manifest of a sealed folder, whose `files` are names of that folder: none leads out of it."""
+    manifest = read_manifest(folder / "manifest.json", files=dict)
+    for name in manifest["files"]:
+        if name in ("", ".", "..") or not name.isprintable() or "/" in name or len(name.encode()) > 255:
+            raise InputError(f"{folder / 'manifest.json'}: lists {name!r}, which is no file's name; delete the folder")
+    return manifest
+
+
+def sealed(folder: Path) -> dict[str, Any] | None:
+    """As `check_sealed`, of a folder that can be made again: None where it is not sealed, or damaged, which is said."""
+    if not (folder / "manifest.json").is_file():
+        return None
+    try:
+        return check_sealed(folder)
+    except InputError as error:
+        print(f"{str(error).partition('; ')[0]}; made again", file=sys.stderr, flush=True)
+        shutil.rmtree(folder)
+        return None
+
+
+def read_manifest(path: Path, **kinds: type) -> dict[str, Any]:
+    """Read a manifest that must have these fields, each of its type; what else it has is another version's.
+
+    Errors: `InputError` when it is missing, damaged, or lacks a field.
+    """
+    manifest = read_json(path)
+    for name, kind in kinds.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
+            fault = f"no '{name}' ({kind.__name__}) in it, so it is of another version of this project, or no manifest"
+            raise InputError(f"{path}: {fault}; delete it and what it stands beside, and run again")
     return manifest

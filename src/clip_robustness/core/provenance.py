@@ -15,6 +15,7 @@ PACKAGE = "clip_robustness"
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@functools.cache
 def code_hash(*modules: str, imports: bool = True) -> str:
     """Hash of modules (`"metrics.accuracy"`) and, unless told otherwise, of all they import from here."""
     todo, seen = list(modules), set()
@@ -22,21 +23,14 @@ def code_hash(*modules: str, imports: bool = True) -> str:
         module = todo.pop()
         if module not in seen:
             seen.add(module)
-            todo += _imported(module) if imports else ()
-    text = "\n".join(f"{module} {_hash_of(module)}" for module in sorted(seen))
+            todo += _facts(module)[1] if imports else ()
+    text = "\n".join(f"{module} {_facts(module)[0]}" for module in sorted(seen))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def package_imports(path: Path) -> set[str]:
     """Modules of this package that a file imports, anywhere in it, as dotted names below the package."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if _file(_below(name)) else str(node.module) for name in names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE}
-    return {_below(name) for name in found} - {""}
+    return _imports_of(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
@@ -64,21 +58,27 @@ def _file(module: str) -> Path | None:
     return None
 
 
-@functools.cache
-def _imported(module: str) -> tuple[str, ...]:
-    path = _file(module)
-    if path is None:
-        raise ValueError(f"no module {PACKAGE}.{module}")
-    return tuple(sorted(package_imports(path)))
+def _imports_of(nodes: Iterable[ast.AST]) -> set[str]:
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if _file(_below(name)) else str(node.module) for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE}
+    return {_below(name) for name in found} - {""}
 
 
 @functools.cache
-def _hash_of(module: str) -> str:
+def _facts(module: str) -> tuple[str, tuple[str, ...]]:
+    """A module's hash, and the modules of this package that it imports."""
     path = _file(module)
     if path is None:
         raise ValueError(f"no module {PACKAGE}.{module}")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    imported = tuple(sorted(_imports_of(nodes)))
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (
@@ -87,4 +87,4 @@ def _hash_of(module: str) -> str:
                 and isinstance(first.value.value, str)
             ):
                 node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imported

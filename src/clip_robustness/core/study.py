@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,20 +225,22 @@ class Study:
         accepted = dataset.access == "open" or name in self.config["accept"]
         return not (dataset.downloads and accepted)
 
+    def metrics_of(self, dataset: str) -> set[str]:
+        """The metric families that a data set counts for: by its role, or because the config has it measured so."""
+        named = ("adversarial", "correspondence", "choice")
+        metrics = {metric for metric in named if any(name == dataset for _, name in self.measured(metric))}
+        return {*self.datasets[dataset].metrics, *metrics, *(["data_overlap"] if dataset in self.searched else [])}
+
     def figures_of(self, dataset: str) -> list[str]:
         """The study's figures that show a data set, or need it to show others."""
-        metrics = set(self.datasets[dataset].metrics)
-        if dataset == self.id_dataset and self.attacked:
-            metrics.add("adversarial")
-        if dataset in self.searched:
-            metrics.add("data_overlap")
+        metrics = self.metrics_of(dataset)
         return [f for f in self.config["figures"] if metrics & set(METRICS_OF_FIGURE[f])]
 
     def base_space(self, dataset: str) -> str:
         space = self.datasets[dataset].labels
         return self.label_spaces[space].get("base") or space
 
-    @property
+    @functools.cached_property
     def id_dataset(self) -> str:
         """The in-distribution set: every shift's partner, and the one that temperatures are fitted on."""
         ids = [name for name, dataset in self.datasets.items() if dataset.role == "id"]
@@ -257,7 +258,7 @@ class Study:
             return ""
         return self.id_dataset if self.base_space(dataset) == self.base_space(self.id_dataset) else ""
 
-    @property
+    @functools.cached_property
     def evaluated(self) -> list[str]:
         """Data sets that models are run on: those with images of their own that some metric needs."""
         needed = {*self.searched, *self.questioned, *(search["dataset"] for search in self.searches.values())}
@@ -269,20 +270,20 @@ class Study:
         overlap = self.config["overlap"]
         return overlap if overlap["detector"] else {}
 
-    @property
+    @functools.cached_property
     def searched(self) -> list[str]:
         """Data sets whose images the detector looks at: the tested ones, the corpora, and the labelled pairs."""
         named = (*self.overlap.get("datasets", ()), *self.overlap.get("corpora", ()), self.overlap.get("copies", ""))
         pairs = [self.datasets[name].needs for name in named[-1:] if name in self.datasets]
         return [name for name in self.datasets if name in {*named, *pairs}]
 
-    @property
+    @functools.cached_property
     def questioned(self) -> list[str]:
         """Data sets whose images two-way questions are asked about."""
         selectors = self.config["lmm"]["selectors"]
         return [name for name, dataset in self.datasets.items() if dataset.role == "lmm" and selectors]
 
-    @property
+    @functools.cached_property
     def choosers(self) -> list[str]:
         """CLIPs and classifiers that choose between two classes by their logits: the selectors, and those named."""
         named = {*self.config["lmm"]["selectors"].values(), *self.config["lmm"]["references"]}
@@ -304,7 +305,7 @@ class Study:
         wanted = set(names)
         return [m for m in self.computed if m in wanted or wanted & self.sets_of_model.get(m, set())]
 
-    @property
+    @functools.cached_property
     def suites(self) -> dict[str, list[str]]:
         """Suite -> its data sets: one model load embeds all of a suite."""
         suites: dict[str, list[str]] = {}
@@ -331,16 +332,22 @@ class Study:
 
     def weights_of(self, model: str) -> str:
         """The first model of the study with the same weights: two lines may differ in their prompts only."""
-        if self.models[model].scheme == "mini":  # trained here, each its own
-            return model
-        same = operator.attrgetter("library", "architecture", "weights")
-        return next(name for name, other in self.models.items() if same(other) == same(self.models[model]))
+        return self._weights_of[model]
+
+    @functools.cached_property
+    def _weights_of(self) -> dict[str, str]:
+        first: dict[tuple[str, ...], str] = {}
+        found = {}
+        for name, model in self.models.items():
+            own = (name,) if model.scheme == "mini" else ()  # trained here, each its own
+            found[name] = first.setdefault((model.library, model.architecture, model.weights, *own), name)
+        return found
 
     def prompts_of(self, model: str) -> str:
         """The prompt set that a model's metrics use."""
         return self.models[model].prompts or self.config["prompts"]["default"]
 
-    @property
+    @functools.cached_property
     def computed(self) -> list[str]:
         """Models whose embeddings are computed here, and not read from their user's files."""
         return [n for n, m in self.models.items() if m.scheme != "predictions" and not m.answers_in_text]
@@ -371,7 +378,7 @@ class Study:
                 room -= sizes[pair]
         return kept
 
-    @property
+    @functools.cached_property
     def base_spaces(self) -> list[str]:
         return sorted({self.base_space(name) for name in self.evaluated})
 

@@ -27,6 +27,7 @@ from clip_robustness.inference.embed import CPU_BATCH
 from clip_robustness.inference.gradients import Scores
 from clip_robustness.inference.images import decode, preprocess
 from clip_robustness.inference.lease import lease
+from clip_robustness.inference.load import device_of
 from clip_robustness.inference.pixels import Streamed
 from clip_robustness.inference.victims import SPACES, Victim, in_space, to_space
 
@@ -89,7 +90,7 @@ def attack_images(
     torch.backends.cudnn.allow_tf32 = False  # not covered by the line above
     torch.backends.cudnn.deterministic = True
     with lease() as leased:
-        device = torch.device("cuda" if leased is not None else "cpu")
+        device = device_of(leased)
         identity = {
             "settings": dataclasses.asdict(made),
             "models": [_facts(facts) for facts in models],
@@ -106,7 +107,7 @@ def attack_images(
         }
         folder = work / io.digest(identity)[:32]
         with alone(folder):  # a model of another name may have the same weights
-            if not (folder / "manifest.json").is_file():
+            if (manifest := io.sealed(folder)) is None:
                 todo = _Work(models, members, made, eps_space, device, batch_size, seed)
                 whole = folder / "attacked.parquet"
                 if not whole.is_file():
@@ -114,8 +115,7 @@ def attack_images(
                     _join(whole, shards)
                 for shard in folder.glob("shard-*"):
                     shard.unlink()
-                io.seal(folder, **identity)
-        manifest = io.check_sealed(folder)
+                manifest = io.seal(folder, **identity)
         budgets = [made.radius(budget) for budget in made.budgets]
         io.place(folder / "attacked.parquet", out)
         facts = {"model": model, "attack": attack, "dataset": index.stem, "norm": made.norm, "budgets": budgets}

@@ -9,7 +9,7 @@ from clip_robustness.core import io, provenance
 from clip_robustness.core.captions import read_captions
 from clip_robustness.inference.heads import encode_tokens
 from clip_robustness.inference.lease import devices, lease
-from clip_robustness.inference.load import compute_dtype, load_clip, load_tokenizer, to_float16
+from clip_robustness.inference.load import compute_dtype, device_of, load_clip, load_tokenizer, to_float16
 
 NUMBERS = ("inference.captions", "inference.heads", "inference.load")  # the modules that decide the numbers
 
@@ -34,8 +34,8 @@ def encode_captions(model: str, weights: Path, index: Path, out: Path, work: Pat
     store = work / f"{io.digest(facts, distinct)[:32]}.npy"
     if not store.is_file():
         tokens = load_tokenizer(weights)(distinct)
-        with lease(), torch.inference_mode():
-            clip = load_clip(weights).to(device)
+        with lease() as leased, torch.inference_mode():
+            clip = load_clip(weights).to(device_of(leased))
             features = encode_tokens(clip, tokens, f"captions of {index.stem}", compute_dtype(precision, device))
         io.save_array(store, to_float16(features.cpu().numpy(), f"{model} on the captions of {index}"))
     row_of = {text: row for row, text in enumerate(distinct)}
@@ -49,6 +49,7 @@ def encode_captions(model: str, weights: Path, index: Path, out: Path, work: Pat
         "dim": captions.shape[1],
         "ids_sha256": io.ids_digest(image_ids),
         "captions_sha256": io.digest(texts),
+        "embeddings_sha256": io.sha256_file(out),
         **facts,
     }
     io.write_json(out.with_suffix(".json"), manifest)

@@ -40,7 +40,7 @@ from clip_robustness.core.preprocessing import Preprocessing
 from clip_robustness.inference import views
 from clip_robustness.inference.dense import STRIDE, Dense, dense_features, ratio_matches, sample
 from clip_robustness.inference.lease import lease
-from clip_robustness.inference.load import compute_dtype, load_image_model
+from clip_robustness.inference.load import compute_dtype, device_of, load_image_model
 from clip_robustness.inference.pairs import AGAIN, Pair, pairs_of
 
 SHARD = 64  # pairs
@@ -119,7 +119,7 @@ def match_pairs(
     pairs = pairs_of(protocol.what, columns, protocol.seed, str(index))
     torch.set_float32_matmul_precision("highest")
     with lease() as leased:
-        device = torch.device("cuda" if leased is not None else "cpu")
+        device = device_of(leased)
         dtype = compute_dtype(precision, device.type)
         identity = {
             **{"library": library, "weights": sealed["files"], "mean": spec.mean, "std": spec.std},
@@ -130,20 +130,21 @@ def match_pairs(
         }
         folder = work / io.digest(identity)[:32]
         with alone(folder):
-            if not (folder / "manifest.json").is_file():
-                tower = load_image_model(weights, library, spec.mean, spec.std).to(device)
-                look = functools.partial(dense_features, tower, stride=stride, norm=norm, dtype=dtype)
-                matcher = Matcher(views.Members(columns, str(index)), protocol, look)
-                _match_shards(matcher, pairs, folder, f"{model} on {index.stem}")
-                io.seal(folder, **identity, n=len(pairs))
-    manifest = io.check_sealed(folder)
+            if (manifest := io.sealed(folder)) is None:
+                if not (folder / "matches.parquet").is_file():
+                    tower = load_image_model(weights, library, spec.mean, spec.std).to(device)
+                    look = functools.partial(dense_features, tower, stride=stride, norm=norm, dtype=dtype)
+                    matcher = Matcher(views.Members(columns, str(index)), protocol, look)
+                    _match_shards(matcher, pairs, folder, f"{model} on {index.stem}")
+                for shard in folder.glob("shard-*"):
+                    shard.unlink()
+                manifest = io.seal(folder, **identity, n=len(pairs))
     io.place(folder / "matches.parquet", out)
     io.write_json(out.with_suffix(".json"), {**manifest, "model": model, "dataset": index.stem})
 
 
 def _match_shards(matcher: "Matcher", pairs: list[Pair], folder: Path, what: str) -> None:
     import pyarrow
-    import pyarrow.parquet
 
     folder.mkdir(parents=True, exist_ok=True)
     progress, shards = io.Progress(what, len(pairs), "pairs"), []
@@ -158,9 +159,7 @@ def _match_shards(matcher: "Matcher", pairs: list[Pair], folder: Path, what: str
             rows += matcher(pair)
             progress.update(1)
         io.write_parquet(shards[-1], pyarrow.Table.from_pylist(rows, _schema()))
-    io.write_parquet(folder / "matches.parquet", pyarrow.concat_tables(map(pyarrow.parquet.read_table, shards)))
-    for shard in shards:
-        shard.unlink()
+    io.write_parquet(folder / "matches.parquet", pyarrow.concat_tables(map(io.read_table, shards)))
 
 
 def _schema() -> Any:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clip_robustness.core.failures import is_out_of_memory
 from clip_robustness.core.io import InputError
-from clip_robustness.inference.embed import out_of_memory
 from clip_robustness.inference.load import ImageModel, summary
 
 STRIDE = 16  # of convolutional maps, as Probe3D resizes them
@@ -104,7 +104,7 @@ def _last_map(tower: Any, images: Tensor, norm: bool) -> Tensor:
         return tower.forward_intermediates(images, indices=1, norm=norm, intermediates_only=True)[-1]
     except Exception as error:  # whatever a library says of a tower that it cannot take apart or resize
         size = f"{images.shape[2]} x {images.shape[3]} px"
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise InputError(f"out of {images.device.type} memory with one image of {size}") from None
         fault = f"no dense features of a {type(tower).__name__} at {size}: {summary(error)}"
         raise InputError(f"{fault} Leave the model out of the correspondence models") from error

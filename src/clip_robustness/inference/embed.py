@@ -24,10 +24,11 @@ import torch
 from torch import nn
 
 from clip_robustness.core import io, provenance
+from clip_robustness.core.failures import is_out_of_memory
 from clip_robustness.core.lock import alone
 from clip_robustness.core.preprocessing import Preprocessing
 from clip_robustness.inference.lease import lease
-from clip_robustness.inference.load import ImageModel, compute_dtype, load_image_model, to_float16
+from clip_robustness.inference.load import ImageModel, compute_dtype, device_of, load_image_model, to_float16
 from clip_robustness.inference.pixels import Cached, Part, Streamed, read_rows
 
 SHARD = 4096
@@ -61,7 +62,7 @@ class Batches:
         try:
             return True, function(*rows)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         return False, None  # outside the handler, whose traceback would keep the batch's tensors alive
 
@@ -96,13 +97,6 @@ class _Encoder(Batches):
             return self.model(images).float().cpu().numpy()
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU, where torch raises a plain RuntimeError."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "bad_alloc"))
-
-
 def embed(
     model: str,
     library: str,
@@ -133,10 +127,11 @@ def embed(
     spec = Preprocessing.parse(preprocess)
     if spec.mean is None or spec.std is None:
         raise io.InputError(f"model '{model}': its preprocessing '{preprocess}' lacks normalize(…)")
-    sealed = io.read_json(weights / "manifest.json")  # its checksums are compared when the model is loaded
+    # Its checksums are compared when the model is loaded.
+    sealed = io.read_manifest(weights / "manifest.json", files=dict)
     torch.set_float32_matmul_precision("highest")
     with lease() as leased, torch.inference_mode():
-        device = torch.device("cuda" if leased is not None else "cpu")
+        device = device_of(leased)
         dtype = compute_dtype(precision, device.type)
         facts = {
             "library": library,
@@ -162,16 +157,16 @@ def embed(
             identity = {**facts, **images.facts}
             folder = work / io.digest(identity)[:32]
             with alone(folder):  # a model of another name may have the same weights
-                if not (folder / "manifest.json").is_file():
+                if (manifest := io.sealed(folder)) is None:
                     if encoder is None:
                         loaded = load_image_model(weights, library, spec.mean, spec.std)
                         encoder = _make_encoder(loaded, device, dtype, batch_size, compile, (*spec.size, 3))
                     masked = _embed_one(encoder, images, folder, f"{model} on {images.name}")
                     n, dim = io.load_array(folder / "embeddings.npy").shape
-                    io.seal(folder, **identity, kind=loaded.kind, n=n, dim=dim, **masked)
-            manifest = io.check_sealed(folder)
-            io.place(folder / "embeddings.npy", out / f"{images.name}.npy")
-            io.write_json(out / f"{images.name}.json", {**manifest, "model": model, "dataset": images.name})
+                    manifest = io.seal(folder, **identity, kind=loaded.kind, n=n, dim=dim, **masked)
+                io.place(folder / "embeddings.npy", out / f"{images.name}.npy")
+            names = {"model": model, "dataset": images.name, "embeddings_sha256": manifest["files"]["embeddings.npy"]}
+            io.write_json(out / f"{images.name}.json", {**manifest, **names})
 
 
 def _make_encoder(
@@ -241,28 +236,39 @@ def _embed_one(encoder: _Encoder, images: Cached | Streamed, folder: Path, what:
     for left in folder.glob("pixels-*"):  # by a job that was killed
         shutil.rmtree(left)
     shards = [folder / f"shard-{start:09d}.npy" for start in range(0, images.n, SHARD)]
-    whole = folder / "embeddings.npy"
+    whole, unread = folder / "embeddings.npy", folder / "masked.json"
     if not whole.is_file():
         _embed_shards(encoder, images, shards, what)
+        masked = [image_id for shard in shards for image_id in io.read_json(_notes(shard))["masked"]]
+        io.write_json(unread, [*images.masked, *masked])
         io.join_arrays(whole, shards)
-    masked = list(images.masked)
-    for shard in shards:
-        if (unread := _unread(shard)).is_file():
-            masked += io.read_json(unread)
-    for shard in shards:
-        shard.unlink(missing_ok=True)
+    for left in folder.glob("shard-*"):
+        left.unlink()
+    masked = io.read_json(unread)
     return {"masked": masked} if masked else {}
 
 
-def _unread(shard: Path) -> Path:
-    """The ids of a shard's images that could not be read, where there are some; it is written before the shard."""
-    return shard.with_name(f"{shard.stem}.masked.json")
+def _notes(shard: Path) -> Path:
+    """The shard's checksum, and the ids of its images that could not be read; written after the shard."""
+    return shard.with_suffix(".json")
+
+
+def _is_whole(shard: Path) -> bool:
+    if not (shard.is_file() and _notes(shard).is_file()):
+        return False
+    try:
+        if io.read_manifest(_notes(shard), sha256=str, masked=list)["sha256"] == io.sha256_file(shard):
+            return True
+    except io.InputError:
+        pass
+    print(f"{shard}: damaged since it was written; its images are embedded again", file=sys.stderr, flush=True)
+    return False
 
 
 def _embed_shards(encoder: _Encoder, images: Cached | Streamed, shards: Sequence[Path], what: str) -> None:
     progress = io.Progress(what, images.n)
     bounds = {shard: (i * SHARD, min((i + 1) * SHARD, images.n)) for i, shard in enumerate(shards)}
-    missing = [shard for shard in shards if not shard.is_file()]
+    missing = [shard for shard in shards if not _is_whole(shard)]
     if finished := images.n - sum(bounds[shard][1] - bounds[shard][0] for shard in missing):
         progress.skip(finished)
     parts = images.parts([bounds[shard] for shard in missing], shards[0].parent)
@@ -272,9 +278,8 @@ def _embed_shards(encoder: _Encoder, images: Cached | Streamed, shards: Sequence
             features.append(to_float16(encoder(batch), what, done))
             done += len(batch)
             progress.update(len(batch))
-        if part.masked:
-            io.write_json(_unread(shard), part.masked)
         io.save_array(shard, np.concatenate(features))
+        io.write_json(_notes(shard), {"sha256": io.sha256_file(shard), "masked": list(part.masked)})
 
 
 def _batches(encoder: _Encoder, part: Part) -> Iterator[np.ndarray]:

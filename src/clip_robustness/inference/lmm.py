@@ -17,12 +17,12 @@ from PIL import Image
 
 from clip_robustness.core import io, provenance
 from clip_robustness.core.archive import ArchiveReader, load_index
+from clip_robustness.core.failures import is_out_of_memory
 from clip_robustness.core.io import InputError
 from clip_robustness.core.lock import alone
-from clip_robustness.inference.embed import out_of_memory
 from clip_robustness.inference.images import decode
 from clip_robustness.inference.lease import lease
-from clip_robustness.inference.load import compute_dtype
+from clip_robustness.inference.load import compute_dtype, device_of
 from clip_robustness.inference.vision_language import Answer, Lmm
 
 SHARD = 256  # questions
@@ -61,7 +61,7 @@ def ask(
     keys = list(zip(asked["image_id"], asked["truth"], asked["failure"], strict=True))
     once = sorted(set(keys), key=lambda key: (row_of[key[0]], key[2]))
     with lease() as leased:
-        device = "cuda" if leased is not None else "cpu"
+        device = device_of(leased).type
         dtype = compute_dtype(precision, device)
         used = [columns[name][[row_of[key[0]] for key in once]].tolist() for name in ("archive", "offset", "size")]
         files = {name: Path(name).stat() for name in sorted(set(used[0]))}
@@ -143,7 +143,7 @@ class _Asker:
         try:
             answers = self.lmm.answer(images, [(a, b) for _, a, b in prompts], self.max_new_tokens)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
         for (image_id, *_), answer in zip(prompts, answers, strict=True):

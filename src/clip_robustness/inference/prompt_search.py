@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy
 from clip_robustness.core import io
 from clip_robustness.core.features import read_index, read_manifest, unit_rows
 from clip_robustness.inference.heads import encode_tokens, tokenize
-from clip_robustness.inference.lease import devices, lease
-from clip_robustness.inference.load import compute_dtype, load_clip, load_tokenizer, scale_and_bias
+from clip_robustness.inference.lease import lease
+from clip_robustness.inference.load import compute_dtype, device_of, load_clip, load_tokenizer, scale_and_bias
 
 CLASSES_AT_ONCE = 128  # of a gradient, whose memory grows with them
 
@@ -98,10 +98,11 @@ def search_prompts(
     chosen = random.permutation(len(targets))[:images]
     if len(chosen) < 2:
         raise io.InputError(f"{embeddings}: {len(chosen)} labelled images for the search, expected at least 2")
-    with lease():
-        device = "cuda" if devices() else "cpu"
+    with lease() as leased:
+        device = device_of(leased)
+        dtype = compute_dtype(precision, device.type)
         torch.set_float32_matmul_precision("highest")
-        text = _Text(load_clip(weights).to(device), weights, classes, start, tokens, compute_dtype(precision, device))
+        text = _Text(load_clip(weights).to(device), weights, classes, start, tokens, dtype)
         search, held_out = (
             _Half(torch.from_numpy(features[rows]).to(device), torch.from_numpy(targets[rows]).to(device))
             for rows in (np.sort(chosen[::2]), np.sort(chosen[1::2]))

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clip_robustness.core.features import read_head
 from clip_robustness.core.io import InputError
 from clip_robustness.core.preprocessing import STATISTICS, Preprocessing
 from clip_robustness.inference.load import load_image_model
@@ -65,11 +65,8 @@ class Victim:
 
 
 def _read_head(path: Path, device: torch.device) -> tuple[Tensor, float, float]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return torch.from_numpy(arrays["weight"]).to(device), float(arrays["scale"]), float(arrays["bias"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a head with weight, scale and bias ({error}); build it again") from None
+    head = read_head(path)
+    return torch.from_numpy(head["weight"]).to(device), float(head["scale"]), float(head["bias"])
 
 
 def to_space(pixels: Tensor, space: str) -> Tensor:

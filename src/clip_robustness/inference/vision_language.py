@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_robustness.core.failures import is_out_of_memory
 from clip_robustness.core.io import InputError
-from clip_robustness.inference.embed import out_of_memory
 from clip_robustness.inference.load import summary
 
 # chenshuang-zhang/imagenet_d: the question of the paper's evaluation of vision-language models.
@@ -184,7 +184,7 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype, quantise
         check_loaded(info)
         return (model if quantise else model.to(device)).eval()
     except Exception as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise InputError(f"{folder}: out of {device.type} memory; set `quantise: 8` or 4") from None
         remedy = "Check the model's line in models.tsv, then delete the folder and run again."
         raise InputError(

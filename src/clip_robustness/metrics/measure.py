@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clip_robustness.core import io
+from clip_robustness.core.features import open_embeddings, read_head
 from clip_robustness.core.io import InputError
 from clip_robustness.metrics.logits import stored_blocks, zero_shot_blocks
 from clip_robustness.metrics.rows import Row
@@ -79,31 +80,20 @@ def load_logits(
 ) -> tuple[np.ndarray, dict[str, np.ndarray] | None, dict[str, Any]]:
     """Map the embeddings; read the head (weight, scale, bias) and the manifest beside the embeddings.
 
-    Errors: InputError when a file is missing, truncated or does not have the size that its manifest says, a
-    CLIP has no head or a classifier has one, dimensions differ, or the head is not finite.
+    Errors: InputError as of `open_embeddings` and `read_head`, when a CLIP has no head or a classifier has one,
+    and when dimensions differ.
     """
-    array, manifest = io.load_array(embeddings), io.read_json(embeddings.with_suffix(".json"))
-    expected = (manifest["n"], manifest["dim"])
-    if array.shape != expected:
-        raise InputError(f"{embeddings}: shape {array.shape}, its manifest says {expected}; embed it again")
+    array, manifest = open_embeddings(embeddings)
     if (manifest["kind"] == "features") != (head is not None):
         needs = "a head, and none was given" if head is None else f"no head, and {head} was given"
         raise InputError(f"{embeddings}: holds {manifest['kind']} and needs {needs}")
     if head is None:
         return array, None, manifest
-    try:
-        with np.load(head, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("weight", "scale", "bias")}
-    except FileNotFoundError:
-        raise InputError(f"{head}: no such file") from None
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        raise InputError(f"{head}: not a whole head ({error}); delete it and run again") from None
-    if arrays["weight"].ndim != 2 or arrays["weight"].shape[1] != array.shape[1]:
+    arrays = read_head(head)
+    if arrays["weight"].shape[1] != array.shape[1]:
         raise InputError(
             f"{head}: weight {arrays['weight'].shape}, expected [classes, {array.shape[1]}] for {embeddings}"
         )
-    if not all(np.isfinite(value).all() for value in arrays.values()):
-        raise InputError(f"{head}: a value is NaN or infinite; build the head again")
     return array, arrays, manifest
 
 
@@ -139,9 +129,9 @@ def join(
         raise InputError(f"{head}: expected a head over the base space {base!r} of {labels}")
     _check_base(space, array.shape[1] if arrays is None else len(arrays["weight"]), embeddings, labels)
     masked = set(manifest.get("masked") or ())
-    rows = np.array([i for i, image_id in enumerate(ids) if image_id not in masked] if masked else range(len(ids)))
+    rows = np.array([i for i, image_id in enumerate(ids) if image_id not in masked]) if masked else np.arange(len(ids))
     kept = {name: table[name] for name in columns}
-    return Images(embeddings, array, arrays, manifest, ids, own, kept, rows.astype(np.int64), space)
+    return Images(embeddings, array, arrays, manifest, ids, own, kept, rows.astype(np.int64, copy=False), space)
 
 
 def _check_labels(values: np.ndarray, classes: int, where: str, labels: Path) -> None:

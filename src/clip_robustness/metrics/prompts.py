@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_robustness.core import io
+from clip_robustness.core.features import read_head
 from clip_robustness.core.io import InputError
 from clip_robustness.core.statistics import RESAMPLES
 from clip_robustness.metrics import measure
@@ -93,11 +94,7 @@ def _templates(name: str, head: Path | None = None) -> int:
     number = re.search(r"\d+$", name)
     if number is None:
         raise InputError(f"prompt set '{name}': expected a name that ends in its number of templates; rename it")
-    if head is not None:
-        with np.load(head, allow_pickle=False) as file:
-            if "templates" in file:
-                return int(file["templates"])
-    return int(number[0])
+    return int(number[0] if head is None else read_head(head).get("templates", number[0]))
 
 
 def _labelled_rows(

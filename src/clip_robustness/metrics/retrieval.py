@@ -23,6 +23,7 @@ import numpy as np
 
 from clip_robustness.core import io, statistics
 from clip_robustness.core.captions import read_captions
+from clip_robustness.core.features import open_embeddings
 from clip_robustness.core.io import InputError
 from clip_robustness.metrics.logits import stored_blocks
 from clip_robustness.metrics.rows import Row, row
@@ -164,10 +165,9 @@ def measure_retrieval(
 
 
 def _load(path: Path, kind: str) -> tuple[np.ndarray, dict[str, Any]]:
-    array, manifest = io.load_array(path), io.read_json(path.with_suffix(".json"))
-    if manifest["kind"] != kind or array.shape != (manifest["n"], manifest["dim"]):
-        expected = f"{kind}, {manifest['n']} x {manifest['dim']} by its manifest"
-        raise InputError(f"{path}: holds {manifest['kind']} {array.shape}; expected {expected}; make it again")
+    array, manifest = open_embeddings(path)
+    if manifest["kind"] != kind:
+        raise InputError(f"{path}: holds {manifest['kind']}, expected {kind}; make it again")
     for _ in stored_blocks(array, name=str(path)):
         pass  # it names the row that is not finite
     return array, manifest

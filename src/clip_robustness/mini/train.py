@@ -52,7 +52,8 @@ def train_model(recipe: Mapping[str, Any], index: Path, out: Path, labels: Path,
         model = architectures.build_classifier(recipe["architecture"], len(classes))
         fit_classifier(model, batches, target)
         architectures.save_classifier(model, recipe["architecture"], out)
-        return seal(out, model=recipe["model"])
+        seal(out, model=recipe["model"])
+        return
     if parent is None:
         model, architecture = architectures.build_clip(recipe["architecture"]), str(recipe["architecture"])
     else:
