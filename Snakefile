@@ -21,7 +21,6 @@ pathvars:
 
 include: "rules/common.smk"
 include: "rules/data.smk"
-include: "rules/mini.smk"
 include: "rules/text.smk"
 include: "rules/embed.smk"
 include: "rules/attack.smk"
@@ -35,7 +34,16 @@ include: "rules/figures.smk"
 include: "rules/report.smk"
 
 
+if any(dataset.is_rendered for dataset in study.datasets.values()):
+
+    include: "rules/mini.smk"
+
+
 report: "report/workflow.rst"
+
+
+onerror:
+    print(last_words(log), file=sys.stderr)
 
 
 rule all:

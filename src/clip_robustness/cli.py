@@ -9,7 +9,6 @@ import dataclasses
 import gc
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,18 @@ class Verb:
     help: str
     options: tuple[Option, ...]
     exit_code: bool = False
+
+
+# The parts of the package, in the order of the workflow, and what each is for.
+WINGS = {
+    "core": "a study's config",
+    "data": "downloads, indexes, what a study needs",
+    "inference": "weights, heads, embeddings, attacks, answers",
+    "metrics": "numbers with intervals, and the tables that they make",
+    "figures": "figures, from tables only",
+    "report": "claims, reproduction, pages",
+    "mini": "the rendered world and the models that are trained in it",
+}
 
 
 def _paths(*names: str, **helps: str) -> tuple[Option, ...]:
@@ -93,9 +104,9 @@ VERBS = {
         "inference.describe:describe_model",
         "print a line for models.tsv",
         (
-            Option("library", str, "open_clip, timm or transformers"),
+            Option("library", str, "open_clip, timm, transformers or predictions"),
             Option("architecture", str, "the library's name of it"),
-            Option("weights", str, "hub:OWNER/NAME[@REVISION][:FILE] or local:PATH"),
+            Option("weights", str, "hub:OWNER/NAME[@REVISION][:FILE], local:PATH or predictions:FOLDER"),
             Option("name", str, "its name here", ""),
         ),
     ),
@@ -544,17 +555,35 @@ VERBS = {
     ),
     "report": Verb(
         "report.page:write_report",
-        "write a study's page: figures, captions, tables, provenance",
+        "write a study's page: claims, explorer, axes, provenance",
         (
             Option("study", str),
             Option("title", str),
             Option("figures", help="figures (.png)", many=True),
             Option("tables", help="tables (.parquet)", many=True),
             *_paths("captions", "out"),
+            Option("config", json.loads, "the study's, as JSON", None),
+            Option("lacking", json.loads, "what the study leaves out, as JSON", None),
+            Option("results", help="the study's folder, for manifests and times", default=None),
+            Option("cards", help="folder of model cards", default=None),
+            Option("captions-out", help="the captions, filled in (.json)", default=None),
+        ),
+    ),
+    "cards": Verb(
+        "report.cards:write_cards",
+        "write a page for every model",
+        (
+            Option("study", str),
+            Option("tables", help="tables (.parquet)", many=True),
+            Option("out", help="folder"),
+            Option("predictions", help="as {model}/{dataset}.parquet", default=(), many=True),
+            Option("datasets", json.loads, "label space and licence of each data set, as JSON", None),
+            Option("labels", help="label spaces (.json)", default=(), many=True),
+            Option("indexes", help="of data sets whose pictures may be shown", default=(), many=True),
         ),
     ),
     "page-index": Verb(
-        "report.page:write_index",
+        "report.landing:write_index",
         "write a page that shows the studies' reports",
         (Option("reports", many=True), Option("out")),
     ),
@@ -605,12 +634,28 @@ VERBS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="clip_robustness", description="How robust are CLIP models?")
+def _listing() -> str:
+    """Every verb with one line, grouped by wing."""
+    width = max(map(len, VERBS)) + 2
+    lines = []
+    for wing, title in WINGS.items():
+        lines += ["", f"{wing}: {title}"]
+        own = {name: verb for name, verb in VERBS.items() if verb.function.partition(".")[0] == wing}
+        lines += [f"  {name:<{width}}{verb.help}" for name, verb in own.items()]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m clip_robustness",
+        usage="%(prog)s VERB [--option …]   (VERB --help tells a verb's options)",
+        description=f"How robust are CLIP models? The rules of the workflow call these verbs.\n{_listing()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS)
     for name, verb in VERBS.items():
-        sub = verbs.add_parser(name, help=verb.help, description=verb.help)
+        sub = verbs.add_parser(name, prog=f"python -m clip_robustness {name}", description=verb.help)
         for option in verb.options:
             if option.flag:
                 sub.add_argument(f"--{option.name}", action="store_true", help=option.help)
@@ -623,26 +668,33 @@ def main(arguments: list[str] | None = None) -> int:
                 default=None if option.default is ... else option.default,
                 nargs="+" if option.many else None,
             )
-    values = vars(parser.parse_args(arguments))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
+    if given and given[0] not in VERBS and not given[0].startswith("-"):
+        from clip_robustness.core.schema import nearest
+
+        parser.error(f"'{given[0]}' is no verb{nearest(given[0], VERBS)}; without one, all are listed")
+    values = vars(parser.parse_args(given))
+    if values["verb"] is None:
+        parser.print_help()
+        return 0
     verb = VERBS[values.pop("verb")]
     module, _, function = verb.function.partition(":")
 
-    from clip_robustness.core.io import InputError
+    from clip_robustness.core.failures import explain
 
     try:
         gc.disable()  # collections while torch or pandas are imported free nothing
         imported = importlib.import_module(f"clip_robustness.{module}")
         gc.enable()
         code = getattr(imported, function)(**values)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno is None:
+    except (Exception, KeyboardInterrupt) as error:
+        message = explain(error)
+        if message is None:
             raise
-        print(
-            f"error: {error.filename or ''}: {os.strerror(error.errno)}; what was finished is kept",
-            file=sys.stderr,
-        )
-        return 1
+        print(f"error: {message}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
     return code if verb.exit_code else 0
