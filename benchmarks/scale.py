@@ -1,8 +1,8 @@
 """What the whole paper study costs the scheduler: python benchmarks/scale.py [plan | run | stream | all]
 
-plan     dry run and `plan` of the paper, lite and mini studies: jobs, seconds, peak memory; nothing is read or downloaded
+plan     dry run and `plan` of the paper, lite and mini studies: jobs, seconds, peak memory
 run      the paper study, simulated: its real rules, inputs, outputs, parameters and command lines, in a temporary
-         folder where `python` is /bin/true and every job touches its outputs first. Then once more, with nothing to do
+         folder where `python` does nothing and every job touches its outputs first. Then once more, with nothing to do
 stream   metrics on embeddings that are larger than the memory they may take
 
 A simulated run costs what Snakemake costs: choosing jobs, starting shells, recording what was done. CPU is that of the
@@ -87,7 +87,7 @@ def simulate(folder: Path) -> Path:
     """
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to(shutil.which("true") or "/bin/true")
-    _edit(folder / "rules/common.smk", "Path(sys.executable).parent", 'ROOT / "bin"')
+    _edit(folder / "rules/common.smk", "Path(sys.executable).parent", "ROOT / 'bin'")
     _edit(folder / "rules/data.smk", "    stop_if_missing()", "    pass")  # what must be registered for is there too
     for path in (folder / "rules").glob("*.smk"):
         rules = re.split(r"^(?=\s*rule\b)", path.read_text(), flags=re.M)
@@ -128,7 +128,7 @@ def runs(folder: Path, cores: Sequence[str], options: Sequence[str], targets: Se
     for number in cores:
         house = simulate(copy_checkout(folder / number))
         for run in ("first", "nothing to do"):
-            used = snakemake(house, "--cores", number, "--resources", f"gpu={number}", *options, *targets)
+            used = snakemake(house, "--cores", number, "--resources", f"gpu={number}", *options, "--", *targets)
             done = re.findall(r"^(\d+) of \d+ steps \(100%\) done", used.output, re.M)
             jobs = int(done[-1]) if done else 0
             each = f"{1000 * used.cpu / jobs:9.1f}" if jobs else f"{'':9}"
