@@ -111,16 +111,30 @@ def snakemake(folder: Path, *arguments: str) -> Used:
 
 def plans(folder: Path) -> None:
     copy_checkout(folder)
-    print(f"{'study':10}{'verb':10}{'jobs':>8}{'CPU s':>8}{'wall s':>8}{'peak MB':>9}")
+    print(f"{'study':8}{'':10}{'jobs':>8}{'CPU s':>8}{'wall s':>8}{'peak MB':>9}")
     for study in STUDIES:
         config = f"config/{study}.yaml"
-        used = snakemake(folder, "--dry-run", "--configfile", config)
-        jobs = re.findall(r"^total +(\d+)$", used.output, re.M)[-1]
-        print(f"{study:10}{'dry run':10}{jobs:>8}{used.cpu:8.1f}{used.wall:8.1f}{used.megabytes:9.0f}", flush=True)
-        plan = [sys.executable, "-m", "clip_robustness", "plan", "--config", config]
-        used = measured(plan, folder)
-        jobs = re.findall(r"^all\b.* ([\d,]+)$", used.output, re.M)[-1].replace(",", "")
-        print(f"{study:10}{'plan':10}{jobs:>8}{used.cpu:8.1f}{used.wall:8.1f}{used.megabytes:9.0f}", flush=True)
+        dry = snakemake(folder, "--dry-run", "--configfile", config)
+        plan = measured([sys.executable, "-m", "clip_robustness", "plan", "--config", config], folder)
+        jobs, hours, disk, network = totals(plan.output)
+        for name, used, number in (
+            ("dry run", dry, int(re.findall(r"^total +(\d+)$", dry.output, re.M)[-1])),
+            ("plan", plan, jobs),
+        ):
+            print(f"{study:8}{name:10}{number:8}{used.cpu:8.1f}{used.wall:8.1f}{used.megabytes:9.0f}")
+        print(
+            f"{study:8}in sum: {hours:,.0f} GPU-hours, {disk:,.0f} GB of disk, {network:,.0f} GB from the network",
+            flush=True,
+        )
+
+
+def totals(plan: str) -> tuple[int, float, float, float]:
+    """Jobs, GPU-hours, GB on disk and GB from the network, of what the verb `plan` printed."""
+    rows = [re.split(r"  +", line.replace(",", "")) for line in plan.splitlines()]
+    named = {name: [row for row in rows if row[0] == name] for name in ("all", "all rules", "all evaluated", "weights")}
+    network = sum(float(number) for number in (*named["all evaluated"][0][2:4], *named["weights"][0][1:3]))
+    disk, hours = (float(row[-1]) for row in named["all"][:2])
+    return int(named["all rules"][0][-1]), hours, disk, network
 
 
 def runs(folder: Path, cores: Sequence[str], options: Sequence[str], targets: Sequence[str]) -> None:
