@@ -2,7 +2,7 @@
 
 plan     dry run and `plan` of the paper, lite and mini studies: jobs, seconds, peak memory
 run      the paper study, simulated: its real rules, inputs, outputs, parameters and command lines, in a temporary
-         folder where `python` does nothing and every job touches its outputs first. Then once more, with nothing to do
+         folder where `python` does nothing and every job writes {} to its outputs. Then once more, with nothing to do
 stream   metrics on embeddings that are larger than the memory they may take
 
 A simulated run costs what Snakemake costs: choosing jobs, starting shells, recording what was done. CPU is that of the
@@ -81,7 +81,7 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def simulate(folder: Path) -> Path:
-    """Change a copy of the checkout so that jobs do nothing but touch their outputs.
+    """Change a copy of the checkout so that jobs do nothing but write `{}` to each of their outputs.
 
     The command lines stay, with a `python` that does nothing: what is too long for the system fails here too.
     """
@@ -92,8 +92,8 @@ def simulate(folder: Path) -> Path:
     for path in (folder / "rules").glob("*.smk"):
         rules = re.split(r"^(?=\s*rule\b)", path.read_text(), flags=re.M)
         for number, rule in enumerate(rules):
-            make = "mkdir -p" if "directory(" in rule else "touch"
-            rules[number] = re.sub(r"^( +)shell:\n", rf'\g<0>\1    "{make} {{output:q}}; "\n', rule, flags=re.M)
+            make = "mkdir -p {output:q}" if "directory(" in rule else "tee {output:q} <<< '{{}}' > /dev/null"
+            rules[number] = re.sub(r"^( +)shell:\n", rf'\g<0>\1    "{make}; "\n', rule, flags=re.M)
         path.write_text("".join(rules))
     return folder
 

@@ -111,7 +111,7 @@ def strike(
         else:
             _, left = psutil.wait_procs(before, timeout=60)
             assert not left, f"after {fate.__name__} of {job.rule}, still running: {commands(left)}"
-    return True, log.read_text()
+    return run.returncode != 0, log.read_text()  # 0: all was done in that moment
 
 
 @contextlib.contextmanager

@@ -45,10 +45,11 @@ def lines(axes):
 def test_recall_of_probe3ds_convention_is_drawn():
     tables = _tables()
     figure = draw("correspondence", tables)
-    left, right, *_ = figure.axes
-    assert [axes.get_title().partition(":")[0] for axes in figure.axes] == ["Pairs", "Pairs", "Spair", "Spair"]
+    left, right = figure.axes[2:]
+    titles = ["SPair-71k", "SPair-71k", "Pairs of views", "Pairs of views"]
+    assert [axes.get_title().partition(":")[0] for axes in figure.axes] == titles
     assert left.get_ylabel() == "Recall at 2 px (%)"
-    assert figure.axes[2].get_ylabel() == "Recall at 0.10 of the box (%)"
+    assert figure.axes[0].get_ylabel() == "Recall at 0.10 of the box (%)"
     shown = tables["correspondence"].query("dataset == 'mini_pairs' and slice == '2px'")
     shown = shown[shown["convention"].isin(["probe3d-stride16", "probe3d-stride32to16"])].set_index("model")["value"]
     accuracy = tables["accuracy"].query("dataset == 'mini_val' and metric == 'accuracy'").set_index("model")["value"]
@@ -65,10 +66,10 @@ def test_lines_are_means_of_a_group_and_family():
     rows = tables["correspondence"].query("dataset == 'mini_pairs' and slice == '2px:15-30'")
     rows = rows[rows["convention"].isin(["probe3d-stride16", "probe3d-stride32to16"])]
     groups = rows.groupby([rows["model"].map(known["group"]), rows["model"].map(known["family"])])["value"].mean()
-    drawn = {(line.get_gid()[6:], line.get_marker()): line.get_ydata()[1] for line in lines(figure.axes[0])}
+    drawn = {(line.get_gid()[6:], line.get_marker()): line.get_ydata()[1] for line in lines(figure.axes[2])}
     assert drawn == {(g, style.marker(f)): pytest.approx(value) for (g, f), value in groups.items()}
-    assert figure.axes[0].get_xticklabels()[0].get_text() == "0-15°\n30 pairs"
-    assert figure.axes[2].get_xticklabels()[0].get_text() == "0\n30 pairs"
+    assert figure.axes[2].get_xticklabels()[0].get_text() == "0-15°\n30 pairs"
+    assert figure.axes[0].get_xticklabels()[0].get_text() == "0\n30 pairs"
 
 
 @pytest.mark.parametrize("base", (study, crowd))

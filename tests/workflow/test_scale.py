@@ -41,7 +41,7 @@ def test_the_papers_plan_fits_into_a_gigabyte(scale, copied):
 
 @pytest.mark.slow
 def test_a_thousand_jobs_of_the_paper_are_scheduled_once(scale, copied):
-    """Their real rules, whose jobs do no more than touch their outputs."""
+    """By their real rules, whose jobs do no more than write something to their outputs."""
     house = scale.simulate(copied)
     target = "results/tables/shape_bias.parquet"
     first = scale.snakemake(house, "--cores", "8", "--resources", "gpu=8", "--", target)

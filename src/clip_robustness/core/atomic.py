@@ -1,6 +1,7 @@
 """Files that appear under their names only when they are whole, and what a killed process leaves behind."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -8,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # never of a file that is read
 HOST = re.sub(r"[^\w-]", "_", os.uname().nodename)
 
 
@@ -22,28 +24,38 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary)):
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        with _named(path, temporary):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def scratch(out: Path) -> Iterator[Path]:
-    """A temporary folder beside the folder `out`. What a killed process has left of the same is removed."""
+    """A temporary folder beside the folder `out`, as of `atomic`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = _temporary(out)
-    folder.mkdir()
     try:
-        yield folder
+        with _named(out, folder):
+            folder.mkdir()
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """An error of the system names `path`, where it names nothing, the temporary file, or a file that was copied."""
+    try:
+        yield
+    except OSError as error:
+        of_temporary = error.filename is None or str(error.filename).startswith(str(temporary))
+        if error.errno is None or not (of_temporary or error.errno in FULL):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def _temporary(path: Path) -> Path:
