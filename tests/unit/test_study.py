@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
+from clip_robustness.core.io import InputError
 from clip_robustness.core.registry import load_study
 from clip_robustness.core.study import TESTBED_PGD
 from clip_robustness.data import plan
@@ -207,3 +208,22 @@ def test_what_was_cropped_when_it_was_made_is_not_cropped_again(paper):
     assert paper.preprocessing(wide.model, "imagenet_val") == wide.preprocessing
     red = paper.preprocessing(wide.model, "objectnet")
     assert red.border == paper.datasets["objectnet"].border_crop > 0 and red.crop == (336, 336)
+
+
+# Questions
+
+
+def test_without_their_selectors_no_questions_are_asked_and_the_study_says_so(root, mini):
+    assert mini.questioned and not mini.remarks
+    absent = "mini_clip_vit_sigmoid"
+    models = {**mini.config["models"], "sets": [], "names": [name for name in mini.models if name != absent]}
+    study = load(root, "mini", models=models, lmm={"selectors": {**mini.config["lmm"]["selectors"], "other": absent}})
+    assert not study.questioned and not study.measured("choice")
+    assert study.remarks == (f"no questions are asked: lmm.selectors.other is {absent}, left out of this study",)
+
+
+def test_a_typo_in_a_selector_stops_the_plan(root):
+    with pytest.raises(
+        InputError, match=r"lmm.selectors.clip: 'mini_resnt' is no entry of .*did you mean 'mini_resnet'"
+    ):
+        load(root, "mini", lmm={"selectors": {"clip": "mini_resnt"}})

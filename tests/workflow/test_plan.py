@@ -73,9 +73,10 @@ def test_one_figure_needs_only_its_own(house):
 def test_every_model_and_data_set_is_planned_once(house):
     jobs = house.jobs("--configfile", "config/mini.yaml")
     output = house.snakemake("--dry-run", "--configfile", "config/mini.yaml")
-    models = set(re.findall(r"results/mini/embeddings/([\w.-]+)/mini_val.npy", output))
-    assert jobs["embed_natural"] == len(models) >= 10
-    assert jobs["train_mini"] == len(models)
+    embedded = set(re.findall(r"results/mini/embeddings/([\w.-]+)/mini_val.npy", output))
+    trained = set(re.findall(r"resources/mini/weights/([\w.-]+)/manifest.json", output))
+    assert jobs["embed_natural"] == len(embedded) >= 10
+    assert jobs["train_mini"] == len(trained) and trained > embedded
 
 
 @pytest.mark.parametrize(

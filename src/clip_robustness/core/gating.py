@@ -41,7 +41,7 @@ def without_unavailable(study: Study) -> Study:
             remarks.append(f"the figure {figure} is dropped: it needs data that is not available")
     if not config["figures"] and study.config["figures"]:
         stop([*remarks, "nothing is left of this study; see `python -m clip_robustness doctor`"])
-    return dataclasses.replace(rest, skipped=missing, remarks=tuple(remarks))
+    return dataclasses.replace(rest, skipped=missing, remarks=(*study.remarks, *remarks))
 
 
 def _overlap_in(study: Study, kept: set[str]) -> dict[str, Any]:

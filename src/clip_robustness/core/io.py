@@ -161,11 +161,14 @@ def _to_arrow(values: Any) -> Any:
             kind, data = pyarrow.from_numpy_dtype(values.dtype), pyarrow.py_buffer(np.ascontiguousarray(values))
             return pyarrow.Array.from_buffers(kind, len(values), [None, data])
         if values.dtype.kind in "OU" and all(isinstance(value, str) for value in values):
-            texts = [value.encode() for value in values]
-            ends = np.cumsum([0, *map(len, texts)])
+            ends, data = np.zeros(len(values) + 1, np.int64), bytearray()
+            for start in range(0, len(values), 10_000):
+                texts = [value.encode() for value in values[start : start + 10_000]]
+                ends[start + 1 : start + 1 + len(texts)] = np.cumsum([*map(len, texts)]) + len(data)
+                data += b"".join(texts)
             if ends[-1] < 2**31:
-                buffers = (pyarrow.py_buffer(ends.astype(np.int32)), pyarrow.py_buffer(b"".join(texts)))
-                return pyarrow.StringArray.from_buffers(len(texts), *buffers)
+                buffers = (pyarrow.py_buffer(ends.astype(np.int32)), pyarrow.py_buffer(data))
+                return pyarrow.StringArray.from_buffers(len(values), *buffers)
     return pyarrow.array(values)
 
 

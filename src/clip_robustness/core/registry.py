@@ -86,8 +86,15 @@ def load_study(config: Mapping[str, Any], root: Path) -> Study:
             problems.append(f"{config['prompts']['table']}, {name}: {unknown(source, used, 'this study', 'data set')}")
     problems += _faults_of_attacks(config, chosen, sets, root, where)
     problems += _faults_of_overlap(config, used, chosen, where)
+    selectors = {f"selectors.{key}": name for key, name in config["lmm"]["selectors"].items()}
+    for field, name in [*selectors.items(), *(("references", name) for name in config["lmm"]["references"])]:
+        if name not in models:
+            problems.append(f"{where}, lmm.{field}: {unknown(name, models, config['models']['table'])}")
     stop(problems)
-    study = Study(config["study"], config, chosen, used, label_spaces, prompts, sets)
+    absent = [f"lmm.{field} is {name}" for field, name in selectors.items() if name not in chosen]
+    asked = any(dataset.role == "lmm" for dataset in used.values())
+    remarks = (f"no questions are asked: {', '.join(absent)}, left out of this study",) if absent and asked else ()
+    study = Study(config["study"], config, chosen, used, label_spaces, prompts, sets, remarks=remarks)
     return without_unavailable(study) if config["skip_unavailable"] else study
 
 

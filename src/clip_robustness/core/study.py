@@ -279,9 +279,10 @@ class Study:
 
     @functools.cached_property
     def questioned(self) -> list[str]:
-        """Data sets whose images two-way questions are asked about."""
-        selectors = self.config["lmm"]["selectors"]
-        return [name for name, dataset in self.datasets.items() if dataset.role == "lmm" and selectors]
+        """Data sets whose images two-way questions are asked about: none where a selector is not in this study."""
+        selectors = self.config["lmm"]["selectors"].values()
+        able = selectors and all(name in self.models for name in selectors)
+        return [name for name, dataset in self.datasets.items() if dataset.role == "lmm" and able]
 
     @functools.cached_property
     def choosers(self) -> list[str]:
