@@ -47,7 +47,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 # ---- shell commands -------------------------------------------------------------------------------------------------
 
-# Parameters that hold several words, or none: rules/common.smk makes them with shlex, or of constants.
+# Parameters that hold several words, or none: rules/common/ makes them with shlex, or of constants.
 WORDS = {
     *("options", "base", "cache", "compile", "control", "head", "ids", "indexes", "parent", "patterns", "searched"),
     *("search", "targets", "adversarial", "optional"),

@@ -132,7 +132,7 @@ def test_every_rule_carries_a_code_hash_and_an_env(root):
 
 
 def test_a_rule_draws_from_the_tables_that_its_figure_names(root):
-    text = (root / "rules/common.smk").read_text()
+    text = (root / "rules/common/tables.smk").read_text()
     block = text[text.index("FIGURE_TABLES = {") :].split("}")[0]
     for name, tables in re.findall(r'"(\w+)": \(([^)]*)\)', block):
         source = (root / f"src/clip_robustness/figures/{name}.py").read_text()

@@ -31,6 +31,9 @@ METRICS_OF_ROLE: dict[str, tuple[str, ...]] = {
     "corpus": (),
     "copies": (),
 }
+# Those that data sets are measured for because the config names models, pairs or questions for it.
+METRICS_OF_CONFIG = ("adversarial", "data_overlap", "correspondence", "choice")
+METRICS = tuple(dict.fromkeys([*(m for metrics in METRICS_OF_ROLE.values() for m in metrics), *METRICS_OF_CONFIG]))
 TESTBED_PGD = ("pgd_linf_0.5", "pgd_linf_2", "pgd_l2_0.1", "pgd_l2_0.5")  # the third synthetic shift of Taori et al.
 
 # Which metric families a figure draws.
@@ -227,8 +230,7 @@ class Study:
 
     def metrics_of(self, dataset: str) -> set[str]:
         """The metric families that a data set counts for: by its role, or because the config has it measured so."""
-        named = ("adversarial", "correspondence", "choice")
-        metrics = {metric for metric in named if any(name == dataset for _, name in self.measured(metric))}
+        metrics = {metric for metric in METRICS_OF_CONFIG if any(name == dataset for _, name in self.measured(metric))}
         return {*self.datasets[dataset].metrics, *metrics, *(["data_overlap"] if dataset in self.searched else [])}
 
     def figures_of(self, dataset: str) -> list[str]:
@@ -431,7 +433,7 @@ class Study:
                 if "accuracy" in self.datasets[d].metrics and self._can_measure("accuracy", m, d)
             ],
         }
-        for metric in sorted({metric for metrics in METRICS_OF_ROLE.values() for metric in metrics}):
+        for metric in [metric for metric in METRICS if metric not in found]:
             datasets = self.with_metric(metric)
             if metric == "prompts":
                 datasets += [d for d in self.evaluated if self.annotation_of(d) and d not in datasets]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from clip_robustness.core.registry import load_study
 from clip_robustness.core.schema import load_yaml
-from clip_robustness.core.study import Dataset, Model, Study
+from clip_robustness.core.study import METRICS, Dataset, Model, Study
 
 ROOT = Path(__file__).resolve().parents[3]
 GB = 1e9
@@ -18,10 +18,6 @@ INDEX_BYTES = 40  # a row of an index; paths compress well
 EMBEDDING_BYTES = 2 * 1000  # a row of logits, float16; features are half to one time that
 DECODED = 500  # images that one core decodes and resizes in a second
 SIZES = ((50, "up to 50 M"), (100, "50 to 100 M"), (200, "100 to 200 M"), (500, "200 to 500 M"), (1e9, "above 500 M"))
-METRICS = (  # each has a rule
-    *("accuracy", "calibration", "shape_bias", "ood", "factors", "retrieval", "prompts", "typographic"),
-    *("adversarial", "data_overlap", "correspondence", "choice"),
-)
 RULE_OF_ROLE = {  # instead of measure_accuracy
     "video_shift": "measure_video",
     "corruption": "measure_corruption",
