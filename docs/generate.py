@@ -16,9 +16,10 @@ OUT = ROOT / "docs/generated"
 PACKAGE = ROOT / "src/clip_robustness"
 sys.path.insert(0, str(ROOT / "src"))
 
-from clip_robustness.cli import VERBS, WINGS, Option  # noqa: E402
+from clip_robustness.cli import VERBS, WINGS, function_of  # noqa: E402
 from clip_robustness.core.schema import load_yaml  # noqa: E402
 from clip_robustness.core.tables import KEY, MEANING  # noqa: E402
+from clip_robustness.options import options_of  # noqa: E402
 
 # Page -> the schema that it is made from, and what stands above the table.
 SCHEMAS = {
@@ -145,21 +146,20 @@ def verbs_page() -> str:
     parts = ["# Verbs", intro]
     for wing, title in WINGS.items():
         parts.append(f"## {wing}: {title}")
-        for name, verb in VERBS.items():
-            if verb.function.partition(".")[0] == wing:
-                rows = [[f"`--{option.name}`", option_value(option), option.help] for option in verb.options]
-                parts += [f"### {name}", sentence(verb.help), table(("option", "value", "meaning"), rows)]
+        for name, (where, line) in VERBS.items():
+            if where.startswith(f"{wing}."):
+                options = options_of(function_of(name)).items()
+                rows = [[f"`{option}`", option_value(**told), told["help"]] for option, told in options]
+                parts += [f"### {name}", sentence(line), table(("option", "value", "meaning"), rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def option_value(option: Option) -> str:
-    if option.flag:
+def option_value(metavar: str = "", nargs: str = "", required: bool = False, default: Any = None, **_: Any) -> str:
+    if not metavar:
         return "a switch"
-    many = ", one or more" if option.many else ""
-    if option.default is ...:
-        return f"must be given{many}"
-    shown = "none" if option.default in (None, "", ()) else f"`{option.default}`"
-    return f"default {shown}{many}"
+    many = ", one or more" if nargs else ""
+    shown = "none" if default in (None, "", ()) else f"`{default}`"
+    return f"{metavar}{many}; {'must be given' if required else f'default {shown}'}"
 
 
 def sentence(text: str) -> str:

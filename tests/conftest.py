@@ -1,10 +1,15 @@
 """Fixtures that many tests share."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from .workflow.conftest import SMALL, SMALL_CONFIG, House, build_house
+
+# A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,15 @@ def dataset(*urls: str, **facts: Any) -> dict[str, Any]:
 def get(folder: Path, *urls: str, cache: Path | None = None, timeout: float = 5, **facts: Any) -> list[float]:
     """Fetch to `folder`/a.tar; the waits between tries, which nobody slept."""
     waits: list[float] = []
-    fetch(dataset(*urls, **facts), "a.tar", folder / "a.tar", folder / "lock.json", cache, timeout, waits.append)
+    fetch(
+        dataset(*urls, **facts),
+        "a.tar",
+        folder / "a.tar",
+        folder / "lock.json",
+        cache,
+        timeout=timeout,
+        sleep=waits.append,
+    )
     return waits
 
 
@@ -447,28 +455,30 @@ fetch_hub({hub_dataset(**facts)!r}, Path({str(out)!r}), Path({str(lock)!r}))
 @pytest.mark.usefixtures("offline")
 def test_a_hub_source_again_with_other_files(tmp_path: Path) -> None:
     store, out, lock = hub_cache(tmp_path / "hub"), tmp_path / "x", tmp_path / "lock.json"
-    fetch_hub(hub_dataset(), out, lock, store)
+    fetch_hub(hub_dataset(), out, lock, hub_cache=store)
     first = (out / "manifest.json").read_bytes()
     (store / "datasets--clip--set" / "refs" / "main").write_text("f" * 40)  # the hub has moved on, the pin has not
-    fetch_hub(hub_dataset(), out, lock, store)
+    fetch_hub(hub_dataset(), out, lock, hub_cache=store)
     assert (out / "manifest.json").read_bytes() == first
     with pytest.raises(
         InputError, match=r"lock\.json, x: pinned .*'files': 3.* found .*'files': 1.* remove that entry"
     ):
-        fetch_hub(hub_dataset(files=["test/0.tar"]), out, lock, store)
+        fetch_hub(hub_dataset(files=["test/0.tar"]), out, lock, hub_cache=store)
     lock.unlink()
-    fetch_hub(hub_dataset(files=["test/0.tar"], revision=COMMIT), out, lock, store)
+    fetch_hub(hub_dataset(files=["test/0.tar"], revision=COMMIT), out, lock, hub_cache=store)
     assert names(out) == ["manifest.json", "test--0.tar"]
     (out / "mine.tar").write_text("")
     with pytest.raises(InputError, match=r"holds files that are not of this data set .mine\.tar."):
-        fetch_hub(hub_dataset(files=["test/0.tar"]), out, lock, store)
+        fetch_hub(hub_dataset(files=["test/0.tar"]), out, lock, hub_cache=store)
 
 
 @pytest.mark.usefixtures("offline")
 def test_a_hub_cache_that_lacks_a_shard_is_found_by_the_pin(tmp_path: Path) -> None:
-    fetch_hub(hub_dataset(), tmp_path / "x", tmp_path / "lock.json", hub_cache(tmp_path / "hub"))
+    fetch_hub(hub_dataset(), tmp_path / "x", tmp_path / "lock.json", hub_cache=hub_cache(tmp_path / "hub"))
     with pytest.raises(InputError, match=r"'files': 3.* found .*'files': 2"):
-        fetch_hub(hub_dataset(), tmp_path / "y", tmp_path / "lock.json", hub_cache(tmp_path / "other", "test/1.tar"))
+        fetch_hub(
+            hub_dataset(), tmp_path / "y", tmp_path / "lock.json", hub_cache=hub_cache(tmp_path / "other", "test/1.tar")
+        )
 
 
 @pytest.mark.usefixtures("offline")
@@ -482,7 +492,7 @@ def test_a_hub_cache_that_lacks_a_shard_is_found_by_the_pin(tmp_path: Path) -> N
 )
 def test_what_the_hub_cache_lacks(tmp_path: Path, facts: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        fetch_hub(hub_dataset(**facts), tmp_path / "x", tmp_path / "lock.json", hub_cache(tmp_path / "hub"))
+        fetch_hub(hub_dataset(**facts), tmp_path / "x", tmp_path / "lock.json", hub_cache=hub_cache(tmp_path / "hub"))
     assert names(tmp_path) == ["hub"]
 
 
@@ -492,7 +502,7 @@ def test_a_damaged_blob_of_the_hub_cache(tmp_path: Path, name: str) -> None:
     store = hub_cache(tmp_path / "hub")
     (store / "datasets--clip--set" / "snapshots" / COMMIT / name).write_bytes(bytes(len(SHARDS[name])))
     with pytest.raises(InputError, match=f"wrong checksum: .*{blob_name(name, SHARDS[name])}.*Remedy: delete it"):
-        fetch_hub(hub_dataset(), tmp_path / "x", tmp_path / "lock.json", store)
+        fetch_hub(hub_dataset(), tmp_path / "x", tmp_path / "lock.json", hub_cache=store)
     assert names(tmp_path) == ["hub"]
 
 
@@ -563,7 +573,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 def test_a_hub_source_from_a_hub(online: type[Hub], tmp_path: Path) -> None:
     store, out, lock = tmp_path / "hub", tmp_path / "x", tmp_path / "lock.json"
     size = sum(len(body) for name, body in SHARDS.items() if name != "README.md")
-    fetch_hub(hub_dataset(bytes=size), out, lock, store)
+    fetch_hub(hub_dataset(bytes=size), out, lock, hub_cache=store)
     assert list(io.check_sealed(out)["files"]) == ["classnames.txt", "test--0.tar", "test--1.tar"]
     assert (out / "test--0.tar").read_bytes() == SHARDS["test/0.tar"]
     assert sorted(path.rpartition("/")[2] for path in online.gets if "/resolve/" in path) == [
@@ -572,7 +582,7 @@ def test_a_hub_source_from_a_hub(online: type[Hub], tmp_path: Path) -> None:
         "classnames.txt",
     ]
     online.gets.clear()
-    fetch_hub(hub_dataset(bytes=size), tmp_path / "y", lock, store)  # the pinned commit is in the hub's cache
+    fetch_hub(hub_dataset(bytes=size), tmp_path / "y", lock, hub_cache=store)  # the pinned commit is in the hub's cache
     assert [path for path in online.gets if "/resolve/" in path] == []
 
 
@@ -590,7 +600,7 @@ def test_what_a_hub_refuses(
 ) -> None:
     online.fault = fault
     with pytest.raises(InputError, match=f"data set x, hub:clip/set@main: .*{message}"):
-        fetch_hub(hub_dataset(**facts), tmp_path / "x", tmp_path / "lock.json", tmp_path / "hub")
+        fetch_hub(hub_dataset(**facts), tmp_path / "x", tmp_path / "lock.json", hub_cache=tmp_path / "hub")
     assert not (tmp_path / "x").exists() and not (tmp_path / "lock.json").exists()
 
 
@@ -598,5 +608,5 @@ def test_too_little_room_for_a_hub_source(online: type[Hub], tmp_path: Path, mon
     usage = shutil.disk_usage(tmp_path)._replace(free=7007)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match="7,008 bytes are still to come, 7,007 are free; make room"):
-        fetch_hub(hub_dataset(), tmp_path / "x", tmp_path / "lock.json", tmp_path / "hub")
+        fetch_hub(hub_dataset(), tmp_path / "x", tmp_path / "lock.json", hub_cache=tmp_path / "hub")
     assert [path for path in online.gets if "/resolve/" in path] == []

@@ -37,7 +37,7 @@ def test_from_the_hub_cache_to_pictures_and_labels(tmp_path, monkeypatch, form, 
     store = test_fetch.hub_cache(tmp_path / "cache")
     source = {"repository": "clip/set", "revision": test_fetch.COMMIT, "files": ["*"], "format": form}
     dataset = {"name": "x", "family": family, "licence": "MIT", "hub": source, "images": 4}
-    fetch_hub(dataset, tmp_path / "x", tmp_path / "lock.json", store)
+    fetch_hub(dataset, tmp_path / "x", tmp_path / "lock.json", hub_cache=store)
     io.write_json(tmp_path / "two.json", SPACE)
     assert build_index(dataset, [tmp_path / "x"], tmp_path / "two.json", tmp_path / "x.parquet") == 4
     index = archive.load_index(tmp_path / "x.parquet")

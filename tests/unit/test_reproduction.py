@@ -48,7 +48,7 @@ def compare(tmp_path):
         pd.DataFrame([MODEL | model]).to_parquet(tmp_path / "models.parquet")
         pd.DataFrame(rows).to_parquet(tmp_path / "accuracy.parquet")
         tables, out = [tmp_path / "accuracy.parquet"], tmp_path / "reproduction.parquet"
-        reproduction.compare_published(tables, tmp_path / "models.parquet", folder, out, precision, pillow)
+        reproduction.compare_published(tables, tmp_path / "models.parquet", folder, out, precision, pillow=pillow)
         assert len(pd.read_csv(out.with_suffix(".csv"))) == len(pd.read_parquet(out))
         return pd.read_parquet(out)
 

@@ -23,8 +23,8 @@ LIBRARIES = ("numpy", "pyarrow", "pillow", "snakemake", "matplotlib", "huggingfa
 INFERENCE = ("torch", "open_clip_torch", "timm")
 
 
-def examine(config: Path, fast: bool = False) -> int:
-    """Print the state of a study; return 1 when it cannot run, else 0.
+def examine(config: Path, fast: bool = False) -> bool:
+    """Print the state of a study; return whether it can run.
 
     `fast` compares the sizes of archives and not their checksums. Paths count from the working directory, as
     Snakemake's do.
@@ -37,7 +37,7 @@ def examine(config: Path, fast: bool = False) -> int:
     parts += ["\n".join(study.remarks)] if study.remarks else []
     parts += _older_versions(study, problems)
     print("\n\n".join([*parts, _verdict(study, problems)]))
-    return int(bool(problems))
+    return not problems
 
 
 def folder_of(study: Study, kind: str) -> Path:

@@ -37,6 +37,7 @@ def fetch(
     out: Path,
     lock: Path,
     cache: Path | None = None,
+    *,
     timeout: float = TIMEOUT,
     sleep: Callable[[float], Any] = time.sleep,
 ) -> None:

@@ -102,7 +102,7 @@ class Cache:
             say(f"{self.folder}: not kept there ({error.strerror})")
 
 
-def fetch_hub(dataset: Mapping[str, Any], out: Path, lock: Path, hub_cache: Path | None = None) -> None:
+def fetch_hub(dataset: Mapping[str, Any], out: Path, lock: Path, *, hub_cache: Path | None = None) -> None:
     """Bring a data set's files of a model-hub repository into the folder `out`, and seal it.
 
     dataset: its entry of datasets.yaml and its `name`; its `hub` has repository, files (glob patterns) and, best as a

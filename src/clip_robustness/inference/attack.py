@@ -56,6 +56,7 @@ def attack_images(
     head: Path | None = None,
     substitute: Mapping[str, Any] | None = None,
     eps_space: str = "pixel",
+    *,
     batch_size: int | str = "auto",
     workers: int = 1,
 ) -> None:

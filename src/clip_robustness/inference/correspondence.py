@@ -98,8 +98,9 @@ def match_pairs(
     out: Path,
     work: Path,
     stride: int = STRIDE,
-    norm: bool = False,
     precision: str = "auto",
+    *,
+    norm: bool = False,
 ) -> None:
     """Match the pairs of `index` by the dense features of one model, and write the errors to `out` (.parquet).
 

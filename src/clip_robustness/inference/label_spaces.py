@@ -18,7 +18,7 @@ MOST_MEMBERS = 100_000  # of one range: enough for a check to find those that no
 FILLS = {"-inf": None, "0": 0.0}
 
 
-def write_label_space(name: str, space: dict[str, Any], base: Path | None, out: Path, maps: Path = MAPS) -> None:
+def write_label_space(name: str, space: Mapping[str, Any], base: Path | None, out: Path, *, maps: Path = MAPS) -> None:
     """Write a label space as JSON: name, base, classes, members (base indices per class), pool, wnids.
 
     `space` is the entry of datasets.yaml, `base` the file of its base space. Without a base the space is its own.

@@ -39,9 +39,10 @@ def ask(
     out: Path,
     work: Path,
     precision: str = "auto",
+    quantise: int = 0,
+    *,
     batch_size: int | str = "auto",
     max_new_tokens: int = 64,
-    quantise: int = 0,
 ) -> None:
     """Ask every question of `questions` (parquet files of `metrics.choice`) about the images of `index`.
 

@@ -50,6 +50,7 @@ def write_questions(
     out: Path,
     selector: str,
     head: Path | None = None,
+    *,
     category: str = "variation",
 ) -> None:
     """Write a question for each labelled image: its class and the likeliest wrong one by the model of `embeddings`.

@@ -193,10 +193,11 @@ def fit_baselines_file(
     sources: Sequence[str] | None = None,
     reference: str | None = None,
     natural: Sequence[str] | None = None,
-    transforms: Sequence[str] = ("logit",),
-    estimators: Sequence[str] = ("ols", "huber"),
     seed: int = 0,
     resamples: int = statistics.RESAMPLES,
+    *,
+    transforms: Sequence[str] = ("logit",),
+    estimators: Sequence[str] = ("ols", "huber"),
 ) -> None:
     """Tables accuracy and models (.parquet) to tables `baselines` and `out` (effective robustness).
 

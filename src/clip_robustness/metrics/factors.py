@@ -107,10 +107,11 @@ def fit_factors(
     population: str = "standard",
     only: Sequence[str] = (),
     without: Sequence[str] = (),
-    transforms: Sequence[str] = ("logit", "linear"),
-    estimators: Sequence[str] = ("huber", "ols"),
     seed: int = 0,
     resamples: int = statistics.RESAMPLES,
+    *,
+    transforms: Sequence[str] = ("logit", "linear"),
+    estimators: Sequence[str] = ("huber", "ols"),
 ) -> None:
     """Fit factor accuracy on overall accuracy over the comparison group; effective robustness of every model.
 

@@ -62,6 +62,7 @@ def measure_shape_bias(
     labels: Path,
     out: Path,
     head: Path | None = None,
+    *,
     texture: str = "texture_class",
 ) -> None:
     """Write the rows of `shape_bias_rows` for one model; the index's column `texture` labels the textures.

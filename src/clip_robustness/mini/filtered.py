@@ -9,7 +9,7 @@ from clip_robustness.core.io import InputError, ids_digest, read_parquet, write_
 FEWEST = 50
 
 
-def filter_misclassified(index: Path, predictions: Path, out_index: Path, limit: int, seed: int) -> None:
+def filter_misclassified(index: Path, predictions: Path, out_index: Path, limit: int, seed: int = 0) -> None:
     """Write the rows of `index` that `predictions` gets wrong, at most `limit`, drawn with `seed`.
 
     predictions: parquet with image_id, label, prediction (int32) and confidence (float32), one row an image in

@@ -56,7 +56,7 @@ Row = Mapping[str, Any]
 
 
 def compare_published(
-    tables: Sequence[Path], models: Path, published: Path, out: Path, precision: str = "", pillow: str = ""
+    tables: Sequence[Path], models: Path, published: Path, out: Path, precision: str = "", *, pillow: str = ""
 ) -> None:
     """Write `out` (.parquet, and .csv beside it; COLUMNS) from tables of measurement rows and the folder `published`.
 
