@@ -261,6 +261,12 @@ def test_captions_are_written_for_snakemakes_own_report(files, tmp_path):
     assert set(found) == {"shape_bias", "retrieval"} and "777 decisions" in found["shape_bias"]
 
 
+def test_a_figure_that_no_section_shows_is_an_error(files, tmp_path):
+    files["figures"].append(files["figures"][0].with_name("colour_bias.png"))
+    with pytest.raises(InputError, match=r"colour_bias: no section .*report/axes\.py"):
+        write(files, tmp_path / "report.html")
+
+
 def test_page_errors_name_the_file(files, tmp_path):
     files["figures"][0].unlink()
     with pytest.raises(InputError, match=r"shape_bias\.png"):

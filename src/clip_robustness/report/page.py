@@ -54,6 +54,8 @@ def write_report(
     named = {Path(path).stem: Path(path) for path in tables}
     frames = {name: read_frame(path) for name, path in sorted(named.items())}
     pictures = {Path(path).stem: Path(path) for path in figures}
+    if strangers := sorted(set(pictures) - {"claims", "reproduction", *(axis.figure for axis in AXES)}):
+        raise InputError(f"{', '.join(strangers)}: no section of the page shows it; add an Axis to report/axes.py")
     texts = {name: caption(name, Path(captions) / f"{name}.rst", frames, study) for name in pictures}
     drawn = {name: _figure(path, texts[name]) for name, path in pictures.items()}
     addresses = _addresses(cards, out)
