@@ -328,6 +328,6 @@ def spoil_content(name: str, content: bytes, random: Random) -> bytes:
             return spoil_table(content.decode(), random, delimiter).encode(errors="surrogatepass")
         if name.endswith((".txt", ".jsonl", ".cls", ".tsv", ".yaml")):
             return spoil_text(content.decode(), random).encode(errors="surrogatepass")
-    except (ValueError, csv.Error):
+    except (ValueError, RecursionError, csv.Error):  # spoiled before, so that it cannot be read
         pass
     return spoil_bytes(content, random)

@@ -101,6 +101,13 @@ def test_a_malicious_zip_is_refused(tmp_path: Path, name: str, mode: int, messag
     assert f"{path}, member '" in str(caught.value)
 
 
+def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"x")
+        archive.writestr("a.png", b"y")
+    assert contents(tmp_path / "a.zip") == {"a.png": b"y"}
+
+
 def test_a_name_with_a_zero_byte_is_refused(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {"n1/x.jpg_.exe": b"x"})
     path.write_bytes(path.read_bytes().replace(b"x.jpg_.exe", b"x.jpg\0.exe"))

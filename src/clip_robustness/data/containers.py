@@ -201,7 +201,7 @@ def _zip_name(info: zipfile.ZipInfo, where: str) -> str | None:
         raise InputError(f"{where}: a device or pipe has no place in a data set; {FETCH_AGAIN}")
     if info.orig_filename != info.filename:  # it holds a zero byte, after which zipfile sees no more
         raise InputError(f"{where}: its name leads out of the archive or is no plain path; {FETCH_AGAIN}")
-    if info.is_dir() or kind == stat.S_IFDIR:
+    if info.filename.endswith("/") or kind == stat.S_IFDIR:
         return None
     if kind == stat.S_IFLNK:
         if is_image(info.filename):

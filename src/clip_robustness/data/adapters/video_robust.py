@@ -71,7 +71,7 @@ def adapt(members: Sequence[Member], space: Mapping[str, Any], where: str, optio
 def _vid_frames(members: Sequence[Member], space: Mapping[str, Any], where: str) -> list[Frame]:
     """pmsets.json: anchor to neighbours; labels.json: frame to positions among the 30 classes, for every frame."""
     sets_at, labels_at = (_list(members, name, "vid", where) for name in ("pmsets.json", "labels.json"))
-    sets, labels = _mapping(sets_at), _mapping(labels_at)
+    sets, labels = _mapping(sets_at, str), _mapping(labels_at, int)
     frames = []
     for anchor, neighbours in sets.items():
         for key in (anchor, *neighbours):
@@ -143,10 +143,12 @@ def _first_labels(member: Member, classes: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-def _mapping(member: Member) -> dict[str, list[Any]]:
+def _mapping(member: Member, kind: type) -> dict[str, list[Any]]:
     value = parse_json(member)
-    if not isinstance(value, dict) or not all(isinstance(entry, list) for entry in value.values()):
-        raise InputError(f"{label_of(member)}: expected a list for each frame; {AGAIN}")
+    whole = isinstance(value, dict) and all(isinstance(entry, list) for entry in value.values())
+    if not whole or not all(isinstance(item, kind) for entry in value.values() for item in entry):
+        what = {str: "frames' names", int: "whole numbers"}[kind]
+        raise InputError(f"{label_of(member)}: expected a list of {what} for each frame; {AGAIN}")
     return value
 
 
