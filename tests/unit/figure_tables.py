@@ -73,7 +73,7 @@ def _study():
     models = pd.DataFrame(MODELS, columns=columns)
     models = models.assign(library="local", finetuning="none", params_m=1.0, image_size=48, loss="softmax")
     factors = {"pose": 900, "texture": 500, "larger": 150}
-    return _tables(models, "mini_val", SHIFTS, ("mini_unseen", "mini_textures"), factors, ("cube", "cone"))
+    return _tables(models, "mini_val", SHIFTS, ("mini_unseen", "mini_unseen_solids"), factors, ("cube", "cone"))
 
 
 @functools.cache
@@ -123,7 +123,7 @@ def _tables(models, home, shifts, ood_sets, factors, classes):
         for factor, n in ({"": 46110} | factors).items():
             metric = "factor_accuracy" if factor else "accuracy"
             value = np.clip(row.score - (rng.uniform(0.02, 0.2) if factor else 0), 0.01, 0.99)
-            dataset = "mini_x" if home.startswith("mini") else "imagenet_x"
+            dataset = "mini_factors" if home.startswith("mini") else "imagenet_x"
             rows["factors"].append(measure(row.model, dataset, metric, value, factor, n, "top"))
         for number, name in enumerate(ood_sets):
             base = 0.55 + 0.4 * row.score - 0.05 * number + own.get(row.source, 0) + 0.015 * rng.normal()

@@ -88,6 +88,28 @@ def test_every_axis_is_measured(tables):
     assert {"reproduced", "undecided", "not measured here"} <= verdicts
 
 
+# What claims name that the rendered world has no counterpart of.
+ONLY_OF_THE_PAPERS = [
+    "pattern",
+    "partial_view",
+    "subcategory",
+    "flickr30k",
+    "greyscale",
+    "vid_pm0",
+    "ytbb",
+    "mini_pgd",
+    "imagenet_v2",
+]
+
+
+def test_a_claim_without_a_verdict_lacks_models_or_what_only_the_papers_have(tables):
+    ledger = io.read_parquet(tables / "claims.parquet")
+    lacking = {name: what for name, what in zip(ledger["id"], ledger["missing"], strict=True) if what}
+    assert len(ledger["id"]) - len(lacking) > 50
+    strange = {n: w for n, w in lacking.items() if "models" not in w and not any(k in w for k in ONLY_OF_THE_PAPERS)}
+    assert not strange
+
+
 def test_attacks_get_nowhere_by_chance(tables, study):
     attacks = study.config["attacks"]
     victims = set(study.attacked)
