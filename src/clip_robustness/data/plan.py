@@ -137,7 +137,10 @@ def job_counts(study: Study) -> dict[str, int]:
     counts["summarise_shifts"] = int(bool(study.synthetic_shifts))
     counts["gather_metric"], counts["gather_models"] = len(metrics) + bool(study.overlap), 1
     counts["fit_baselines"], counts["fit_factors"] = int("accuracy" in metrics), int("factors" in metrics)
-    heads = {(name, study.prompts_of(name)) for name, model in study.models.items() if model.has_text_tower}
+    others = ("prompts", "choice", "retrieval", "correspondence")  # heads of their own, or none
+    answering = {m for metric in metrics if metric not in others for m, _ in study.measured(metric)}
+    answering |= {m for m, _ in filters}
+    heads = {(m, study.prompts_of(m)) for m in answering if study.models[m].has_text_tower}
     heads |= {(m, prompts) for m, _ in study.measured("prompts") for prompts in study.prompt_sets}
     asked = [m for m in study.choosers if study.questioned and study.models[m].has_text_tower]
     heads |= {(m, study.config["lmm"]["prompts"] or study.prompts_of(m)) for m in asked}
