@@ -50,7 +50,7 @@ rule attack_images:
         " --index {input.index:q} --labels {input.labels:q} {params.head} --settings {params.settings:q}"
         " --substitute {params.substitute:q} --images {params.images:q} {params.ids}"
         " --eps-space {params.eps_space:q} --seed {params.seed:q} --out {output.attacked:q} --work {params.work:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"
 
 
 rule measure_adversarial:

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from clip_robustness.core.clock import check_clock
 from clip_robustness.core.failed_jobs import last_words
+from clip_robustness.core.failures import check_writable
 from clip_robustness.core.gating import page
 from clip_robustness.core.io import InputError, sha256_file
 from clip_robustness.core.provenance import code_hash

@@ -40,7 +40,7 @@ rule match_pairs:
         "python -m clip_robustness match-pairs --model {wildcards.model:q} --library {params.library:q}"
         " --preprocess {params.preprocess:q} --weights {params.weights:q} --index {input.index:q}"
         " --family {params.family:q} --stride {params.stride:q} --precision {params.precision:q}"
-        " --out {output.matches:q} --work {params.work:q} 2>&1 | tee {log:q}"
+        " --out {output.matches:q} --work {params.work:q} 2>&1 | tee -i {log:q}"
 
 
 rule measure_correspondence:

@@ -9,6 +9,7 @@ localrules:
 onstart:
     stop_if_missing()
     stop_if_dated_in_the_future()
+    stop_if_read_only()
 
 
 rule fetch_archive:
@@ -27,7 +28,7 @@ rule fetch_archive:
         cache=lambda wildcards, output: cache_option(),
     shell:
         "python -m clip_robustness fetch --dataset {params.dataset:q} --archive {wildcards.archive:q}"
-        " --lock {params.lock:q} {params.cache} --out {output:q} 2>&1 | tee {log:q}"
+        " --lock {params.lock:q} {params.cache} --out {output:q} 2>&1 | tee -i {log:q}"
 
 
 rule fetch_hub:
@@ -43,7 +44,7 @@ rule fetch_hub:
         lock=lambda wildcards, output: config["lock"],
     shell:
         "python -m clip_robustness fetch-hub --dataset {params.dataset:q} --lock {params.lock:q}"
-        " --out {output:q} 2>&1 | tee {log:q}"
+        " --out {output:q} 2>&1 | tee -i {log:q}"
 
 
 rule derive_dataset:
@@ -70,7 +71,7 @@ rule derive_dataset:
         ),
     shell:
         "python -m clip_robustness derive --entry {params.derive:q} --index {input.index:q}"
-        " --labels {input.labels:q} {params.targets} --workers {threads} --out {output:q} 2>&1 | tee {log:q}"
+        " --labels {input.labels:q} {params.targets} --workers {threads} --out {output:q} 2>&1 | tee -i {log:q}"
 
 
 rule index_dataset:

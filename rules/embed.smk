@@ -27,7 +27,7 @@ rule cache_pixels:
     shell:
         "python -m clip_robustness cache-pixels --index {input:q} --spec {params.spec:q}"
         " --workers {threads} --on-error {params.on_unreadable:q}"
-        " --decode {params.decode:q} --out {output.pixels:q} 2>&1 | tee {log:q}"
+        " --decode {params.decode:q} --out {output.pixels:q} 2>&1 | tee -i {log:q}"
 
 
 for suite in study.suites:
@@ -78,7 +78,7 @@ for suite in study.suites:
             " --preprocess {params.preprocess:q} --weights {params.weights:q} --pixels {input.pixels:q}"
             " --specs {params.specs:q} --workers {threads} --on-error {params.on_unreadable:q} --decode {params.decode:q}"
             " --precision {params.precision:q} --batch-size {params.batch_size:q} {params.compile}"
-            " --out {params.folder:q} --work {params.work:q} 2>&1 | tee {log:q}"
+            " --out {params.folder:q} --work {params.work:q} 2>&1 | tee -i {log:q}"
 
 
 rule import_predictions:

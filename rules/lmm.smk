@@ -83,7 +83,7 @@ rule ask:
     shell:
         "python -m clip_robustness ask --model {wildcards.model:q} --weights {params.weights:q}"
         " --index {input.index:q} --questions {input.questions:q} --precision {params.precision:q}"
-        " --quantise {params.quantise:q} --out {output.answers:q} --work {params.work:q} 2>&1 | tee {log:q}"
+        " --quantise {params.quantise:q} --out {output.answers:q} --work {params.work:q} 2>&1 | tee -i {log:q}"
 
 
 rule measure_choice:

@@ -162,7 +162,7 @@ rule train_mini:
         ),
     shell:
         "python -m clip_robustness {params.verb:q} --recipe {params.recipe:q} --index {input.index:q}"
-        " --labels {input.labels:q} {params.parent} --out {params.folder:q} 2>&1 | tee {log:q}"
+        " --labels {input.labels:q} {params.parent} --out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
 rule write_mini_factors:

@@ -32,7 +32,7 @@ if OVERLAP:
         shell:
             "python -m clip_robustness find-duplicates --embeddings {input.embeddings:q} --index {input.index:q}"
             " --references {input.references:q} {input.vectors:q} --names {params.names:q} {params.indexes}"
-            " --out {output.matches:q} 2>&1 | tee {log:q}"
+            " --out {output.matches:q} 2>&1 | tee -i {log:q}"
 
     rule choose_threshold:
         input:

@@ -25,7 +25,7 @@ rule fetch_weights:
     shell:
         "python -m clip_robustness fetch-weights --model {wildcards.model:q} --library {params.library:q}"
         " --architecture {params.architecture:q} --weights {params.weights:q} --lock {params.lock:q}"
-        " --out {params.folder:q} 2>&1 | tee {log:q}"
+        " --out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
 rule blend_weights:
@@ -106,7 +106,7 @@ rule search_prompts:
     shell:
         "python -m clip_robustness search-prompts --weights {params.weights:q} --embeddings {input.embeddings:q}"
         " --index {input.index:q} --labels {input.labels:q} {params.search} --seed {params.seed:q}"
-        " --precision {params.precision:q} --out {output:q} 2>&1 | tee {log:q}"
+        " --precision {params.precision:q} --out {output:q} 2>&1 | tee -i {log:q}"
 
 
 rule build_heads:
@@ -142,7 +142,7 @@ rule build_heads:
     shell:
         "python -m clip_robustness heads --weights {params.weights:q} --prompts {params.table:q}"
         " --names {wildcards.prompts:q} --labels {input.labels:q} --out {params.folder:q}"
-        " --work {params.work:q} --precision {params.precision:q} {params.searched} 2>&1 | tee {log:q}"
+        " --work {params.work:q} --precision {params.precision:q} {params.searched} 2>&1 | tee -i {log:q}"
 
 
 rule encode_captions:
@@ -175,4 +175,4 @@ rule encode_captions:
     shell:
         "python -m clip_robustness encode-captions --model {wildcards.model:q} --weights {params.weights:q}"
         " --index {input.index:q} --out {output.captions:q} --work {params.work:q}"
-        " --precision {params.precision:q} 2>&1 | tee {log:q}"
+        " --precision {params.precision:q} 2>&1 | tee -i {log:q}"

@@ -89,6 +89,15 @@ def stop_if_dated_in_the_future():
         raise WorkflowError(str(error)) from None
 
 
+def stop_if_read_only():
+    """Before the first job of a real run: when it comes to such a folder, Snakemake ends with a traceback."""
+    jobs = workflow.dag.needrun_jobs()
+    try:
+        check_writable(path for job in jobs for path in (*job.output, *job.log))
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def sources_of_dataset(wildcards):
     """Where a data set's files lie: what the user has of it, or what is downloaded."""
     name = wildcards.dataset

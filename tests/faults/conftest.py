@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from pyarrow import parquet
 
 import clip_robustness
 from clip_robustness.cli import main
@@ -74,19 +75,18 @@ class Finished:
 
     def accuracy(self, out: Path, model: str = MODEL, **changed: object) -> Outcome:
         """`measure-accuracy` on the in-distribution set, into the folder `out`."""
+        return self.run("measure-accuracy", **{**self.accuracy_options(out, model), **changed})
+
+    def accuracy_options(self, out: Path, model: str = MODEL) -> dict[str, object]:
         head = {"head": self.results / f"heads/{model}/mini_1.mini.npz"} if model != CLASSIFIER else {}
-        return self.run(
-            "measure-accuracy",
-            **{
-                "embeddings": self.results / f"embeddings/{model}/{DATASET}.npy",
-                "index": self.resources / f"index/{DATASET}.parquet",
-                "labels": self.resources / "labels/mini.json",
-                "out": out / "accuracy.json",
-                "predictions": out / "predictions.parquet",
-                **head,
-                **changed,
-            },
-        )
+        return {
+            "embeddings": self.results / f"embeddings/{model}/{DATASET}.npy",
+            "index": self.resources / f"index/{DATASET}.parquet",
+            "labels": self.resources / "labels/mini.json",
+            "out": out / "accuracy.json",
+            "predictions": out / "predictions.parquet",
+            **head,
+        }
 
 
 SPEC = "resize(48,bicubic)|center_crop(48)|normalize(0.5,0.5,0.5;0.5,0.5,0.5)"
@@ -100,12 +100,31 @@ def words(options: dict[str, object]) -> list[str]:
     return found
 
 
-def flip(path: Path, at: float = 0.5) -> None:
-    """Turn one bit of a file over, as a disk does, at this share of its length; links to it stay whole."""
-    data = bytearray(path.read_bytes())
-    data[int(at * (len(data) - 1))] ^= 0x10
+def own_copy(path: Path) -> Path:
+    """The file with no other links, so that those stay whole."""
+    data = path.read_bytes()
     path.unlink()
     path.write_bytes(data)
+    return path
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    """Turn one bit of a file over, as a disk does, at this share of its length; links to it stay whole."""
+    flip_byte(path, int(at * (path.stat().st_size - 1)))
+
+
+def flip_byte(path: Path, position: int) -> None:
+    data = bytearray(own_copy(path).read_bytes())
+    data[position] ^= 0x10
+    path.write_bytes(data)
+
+
+def flip_value(path: Path, column: str, at: float = 0.99) -> None:
+    """Turn one bit of a column of a parquet file over, at this share of its bytes; the last are values."""
+    group = parquet.read_metadata(path).row_group(0)
+    (chunk,) = (c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+    start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+    flip_byte(path, start + int(at * chunk.total_compressed_size))
 
 
 def visible(folder: Path) -> set[str]:

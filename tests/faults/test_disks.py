@@ -11,7 +11,7 @@ import pytest
 
 from tests.workflow.conftest import SMALL_CONFIG
 
-from .conftest import Finished, as_a_user, visible
+from .conftest import DATASET, MODEL, Finished, as_a_user, own_copy, visible
 from .jobs import Job, one_of_each, redirected
 from .test_kills import ROUNDS
 
@@ -63,11 +63,33 @@ def test_a_folder_of_another_user(finished: Finished, tmp_path):
     metrics = sorted((finished.results / "metrics/accuracy").glob("*/*.json"))
     job = finished.start("gather", as_a_user, study="mini", metrics=metrics, out=out / "t.parquet")
     _, said = job.communicate(timeout=120)
-    assert job.returncode == 1 and f"error: {out / 't.parquet'}: Permission denied; make it writable" in said
+    assert job.returncode == 1 and f"error: {out / 't.parquet'}: Permission denied; give yourself the right" in said
     assert "Traceback" not in said and list(out.iterdir()) == []
     job = finished.start("gather", as_a_user, study="mini", metrics=metrics, out=out / "new/t.parquet")
     _, said = job.communicate(timeout=120)
-    assert job.returncode == 1 and f"error: {out / 'new'}: Permission denied; make it writable" in said
+    assert job.returncode == 1 and f"error: {out / 'new'}: Permission denied; give yourself the right" in said
+
+
+@pytest.mark.parametrize("of", ["embedding", "head", "table"])
+def test_what_may_not_be_read_is_not_called_damaged(finished: Finished, tmp_path, of):
+    """Nor is anybody told to delete it."""
+    path = (
+        finished.results
+        / {
+            "embedding": f"embeddings/{MODEL}/{DATASET}.npy",
+            "head": f"heads/{MODEL}/mini_1.mini.npz",
+            "table": "tables/shape_bias.parquet",
+        }[of]
+    )
+    own_copy(path).chmod(0)
+    verb, options = ("measure-accuracy", finished.accuracy_options(tmp_path))
+    if of == "table":
+        files = {"pdf": tmp_path / "f.pdf", "png": tmp_path / "f.png"}
+        verb, options = "draw", {"figure": "shape_bias", "study": "mini", "tables": path.parent, **files}
+    job = finished.start(verb, as_a_user, **options)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 1 and f"error: {path}: Permission denied; give yourself the right to read" in said, said
+    assert "delete" not in said and "Traceback" not in said
 
 
 @pytest.mark.slow
@@ -82,7 +104,8 @@ def test_results_that_may_not_be_written_to_stop_a_run_and_harm_nothing(copied):
     run = subprocess.run(command, cwd=copied.path, env=copied.environment, text=True, capture_output=True,
                          preexec_fn=as_a_user)  # fmt: skip
     said = run.stdout + run.stderr
-    assert run.returncode == 1 and "Permission denied" in said and "results/mini/tables" in said
+    assert run.returncode == 1 and "results/mini/tables: Permission denied; give yourself the right" in said
+    assert "Traceback" not in said and not (tables / "shape_bias.parquet").exists()
     tables.chmod(0o755)
     copied.snakemake(*SMALL_CONFIG, target)
     assert (tables / "shape_bias.parquet").read_bytes() == whole

@@ -8,75 +8,126 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import yaml
+from PIL import Image
 
+from clip_robustness.core import io
 from clip_robustness.data import doctor
-from clip_robustness.inference import lease
+from clip_robustness.inference import lease, load
+from tests.unit.samples import encoded, picture
 
-from .conftest import DATASET, MODEL, SOURCE, Finished, words
-from .jobs import one_of_each
+from .conftest import CLASSIFIER, DATASET, MODEL, SOURCE, Finished, visible, words
+from .jobs import one_of_each, redirected
 
-DEVICE_RULES = ("embed_natural", "build_heads", "attack_images", "match_pairs", "encode_captions", "search_prompts")
-DEVICE_RULES += ("ask_model",)
+DEVICE_VERBS = {"embed", "heads", "attack", "match-pairs", "encode-captions", "search-prompts", "ask"}
 
 
-def test_a_leased_gpu_that_torch_cannot_use(finished: Finished, jobs, tmp_path, monkeypatch):
+def test_a_leased_gpu_that_torch_cannot_use(finished: Finished, jobs, root, tmp_path, monkeypatch):
     """Every verb that leases one: an error that names it and what to do, never a silent run on the CPU."""
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     monkeypatch.setenv(lease.DEVICES_VARIABLE, "3")
-    rules = one_of_each(jobs)
-    tested = [rules[rule] for rule in DEVICE_RULES if rule in rules]
-    assert len(tested) >= 5
-    for job in tested:
-        words = list(job.words)
-        if job.store:
-            words[words.index(job.store)] = str(tmp_path / "work")
-        code, said = finished.call(words)
+    wanted = yaml.safe_load((root / "profiles/slurm/config.yaml").read_text())["set-resources"]  # all that take a GPU
+    tested = {job.verb: job for rule, job in one_of_each(jobs).items() if rule in wanted}
+    assert set(tested) == DEVICE_VERBS
+    for job in tested.values():
+        before = visible(finished.path / finished.results)
+        code, said = finished.call(redirected(job, tmp_path))
         assert code == 1 and f"error: GPU 3: torch {torch.__version__} cannot use it" in said, (job.rule, said)
         assert "`device: cpu`" in said and "Traceback" not in said, (job.rule, said)
         assert "CUDA_VISIBLE_DEVICES" not in os.environ, "the lease was given back"
+        assert visible(finished.path / finished.results) == before and not visible(tmp_path / finished.results)
 
 
 OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from clip_robustness.cli import main
-import clip_robustness.{module} as module
+import clip_robustness.{module}, pyarrow.parquet
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {room}, used + {room}))
 sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of a process from /proc")
-@pytest.mark.parametrize(("verb", "module", "room"), [("embed", "inference.embed", 2_000_000)])
-def test_memory_that_runs_out(finished: Finished, tmp_path, verb, module, room):
-    script = OUT_OF_MEMORY.format(module=module, room=room)
+measured = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of a process from /proc")
+
+
+def with_little_memory(module: str, room: int, verb: str, **options: object) -> subprocess.CompletedProcess:
+    """A verb that may take `room` bytes more than its libraries have."""
+    command = [sys.executable, "-c", OUT_OF_MEMORY.format(module=module, room=room), verb, *words(options)]
     environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
-    options = words(finished.embedding(tmp_path))
-    command = [sys.executable, "-c", script, verb, *options]
-    run = subprocess.run(command, cwd=finished.path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 1 and "error: out of memory" in run.stderr, run.stderr[-3000:]
-    assert "mem_mb" in run.stderr and "what was finished is kept" in run.stderr and "Traceback" not in run.stderr
-    assert not (tmp_path / f"{DATASET}.npy").exists()
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def check_out_of_memory(said: str) -> None:
+    assert "error: out of memory" in said and "mem_mb" in said and "what was finished is kept" in said, said[-3000:]
+    assert "delete" not in said and "Traceback" not in said, said[-3000:]
+
+
+@measured
+def test_memory_that_runs_out(finished: Finished, tmp_path):
+    run = with_little_memory("inference.embed", 2_000_000, "embed", **finished.embedding(tmp_path))
+    check_out_of_memory(run.stderr)
+    assert run.returncode == 1 and not (tmp_path / f"{DATASET}.npy").exists()
+    assert finished.embed(tmp_path).code == 0, "with memory, it goes on"
+
+
+@measured
+def test_memory_that_runs_out_leaves_no_image_out(tmp_path):
+    """Whether an image can be read is decided by the image, not by the machine."""
+    names = ["small.jpg", "large.png"]
+    (tmp_path / "small.jpg").write_bytes(encoded(picture(64, 48, 0), "JPEG"))
+    (tmp_path / "large.png").write_bytes(encoded(Image.new("RGB", (6000, 5000)), "PNG"))
+    files = [tmp_path / name for name in names]
+    columns = {"image_id": names, "archive": [str(file) for file in files], "offset": [0, 0], "label": [0, 0]}
+    io.write_parquet(tmp_path / "index.parquet", {**columns, "size": [file.stat().st_size for file in files]})
+    options = {"index": tmp_path / "index.parquet", "spec": "resize(16,bicubic)|center_crop(16)", "workers": 1}
+    options |= {"out": tmp_path / "out/p.npy", "on_error": "mask"}
+    run = with_little_memory("inference.pixels", 60_000_000, "cache-pixels", **options)
+    check_out_of_memory(run.stderr)
+    assert run.returncode == 1 and not visible(tmp_path / "out")
+    run = with_little_memory("inference.pixels", 1_000_000_000, "cache-pixels", **options)
+    assert run.returncode == 0 and io.read_json(tmp_path / "out/p.json")["masked"] == []
+
+
+@pytest.mark.parametrize("model", [MODEL, CLASSIFIER])
+def test_memory_that_runs_out_while_weights_are_loaded(finished: Finished, tmp_path, monkeypatch, model):
+    """They fit their configuration as before: nobody is told to delete them."""
+
+    def build(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(load, "build_model", build)
+    code, said = finished.embed(tmp_path, model)
+    check_out_of_memory(said)
+    assert code == 1 and not (tmp_path / f"{DATASET}.npy").exists()
+
+
+def decoded(out: Path) -> bool:
+    """Whether some images of a pixel cache, which is laid out as zeros before, are there."""
+    return any(part.read_bytes()[128:].strip(b"\0") for part in out.parent.glob(f".{out.stem}.*{out.suffix}"))
 
 
 def test_ctrl_c_stops_a_job_and_its_workers_with_one_line(finished: Finished, tmp_path):
     """The signal goes to the whole group, as from a terminal. No orphan, no half file, no traceback."""
-    index = finished.resources / "index/mini_train_biased.parquet"
-    spec, out = "resize(448,bicubic)|center_crop(448)", tmp_path / "out" / "p.npy"
-    job = finished.start("cache-pixels", index=index, spec=spec, out=out, workers=2)
+    columns = io.read_parquet(finished.resources / "index/mini_train_biased.parquet")
+    many = {name: np.tile(values, 5) for name, values in columns.items()}  # nobody enlarges these in a moment
+    many["image_id"] = np.array([str(i) for i in range(len(many["label"]))], object)
+    io.write_parquet(tmp_path / "index.parquet", many)
+    spec, out = "resize(1500,lanczos)|center_crop(16)", tmp_path / "out" / "p.npy"
+    job = finished.start("cache-pixels", index=tmp_path / "index.parquet", spec=spec, out=out, workers=2)
     workers: list[psutil.Process] = []
-    deadline = time.monotonic() + 120
-    while job.poll() is None and len(workers) < 3 and time.monotonic() < deadline:  # two, and a resource tracker
-        workers = psutil.Process(job.pid).children(recursive=True)
+    deadline = time.monotonic() + 300
+    while not (len(workers) == 3 and decoded(out)):  # two, and a resource tracker
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[1]
         time.sleep(0.05)
-    time.sleep(0.5)
-    assert job.poll() is None and len(workers) == 3
+        workers = psutil.Process(job.pid).children(recursive=True)
     os.killpg(job.pid, signal.SIGINT)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 130 and "error: interrupted; run again: what was finished is kept" in said

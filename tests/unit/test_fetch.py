@@ -320,7 +320,7 @@ def test_a_pin_that_differs_shows_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"x/a.tar": 1}'])
 def test_a_damaged_lock_file_is_never_overwritten(server: Server, tmp_path: Path, text: str) -> None:
     (tmp_path / "lock.json").write_text(text)
-    with pytest.raises(InputError, match=r"lock\.json"):
+    with pytest.raises(InputError, match=r"lock\.json: .*; take the committed file again"):
         get(tmp_path, server.url("a"))
     assert (tmp_path / "lock.json").read_text() == text
     assert server.seen == []

@@ -220,7 +220,7 @@ def test_a_killed_worker_is_said_and_leaves_no_half_file(tmp_path: Path) -> None
             os.kill(pid, signal.SIGKILL)
             break
     _, said = job.communicate(timeout=60)
-    assert job.returncode != 0 and "a process that decodes was killed" in said and "with fewer workers" in said
+    assert job.returncode != 0 and "a process that decodes was killed" in said and "take fewer `threads`" in said
     assert list(out.parent.iterdir()) == []
 
 

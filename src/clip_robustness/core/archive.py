@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from clip_robustness.core import io
-from clip_robustness.core.io import InputError
+from clip_robustness.core.io import InputError, damage
 from clip_robustness.core.parquet import decode
 
 REQUIRED = ("image_id", "archive", "offset", "size", "label")
@@ -134,7 +134,7 @@ class ParquetImages:
             schema = self._file.schema
             self._leaves = [schema.column(i).path for i in range(len(schema))]
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # the last: a name twice
-            raise InputError(f"{path}: not a whole parquet file ({error}); {REMEDY}") from None
+            raise InputError(f"{path}: not a whole parquet file ({damage(path, error)}); {REMEDY}") from None
         self.rows: int = self._file.metadata.num_rows
         leaves = {name: _leaf(name, kinds.get(name)) for name in IMAGE_COLUMNS}
         self.name = next((name for name, leaf in leaves.items() if leaf), None)
@@ -166,7 +166,7 @@ class ParquetImages:
             try:
                 self._values = self._read_group(group)
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise InputError(f"{name}: damaged row group {group} ({error}); {REMEDY}") from None
+                raise InputError(f"{name}: damaged row group {group} ({damage(self.path, error)}); {REMEDY}") from None
             self._group = group
         first = int(self._ends[group - 1]) if group else 0
         value = self._values[row - first].as_py()  # type: ignore[index]
@@ -189,7 +189,7 @@ class ParquetImages:
         try:
             table = decode(self._file, columns, range(len(self._ends)), LARGEST_TABLE)
         except (pyarrow.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.path}: not a whole parquet file ({error}); {REMEDY}") from None
+            raise InputError(f"{self.path}: not a whole parquet file ({damage(self.path, error)}); {REMEDY}") from None
         if table is None:
             fault = f"its columns {', '.join(columns)} hold more than {LARGEST_TABLE:,} bytes"
             raise InputError(f"{self.path}: {fault}; write it anew in several files")

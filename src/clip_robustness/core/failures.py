@@ -5,11 +5,13 @@ Only what a user or a machine can cause is explained; a fault of this program ke
 
 import errno
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
 from clip_robustness.core.io import InputError
 
 KEPT = "then run again: what was finished is kept"
-OWNER = "make it writable for yourself, or link the folder elsewhere"
+OWNER = "give yourself the right to read and write it, or link the folder elsewhere"
 REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota",
@@ -36,6 +38,15 @@ def explain(error: BaseException) -> str | None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{os.strerror(error.errno)}; {REMEDIES.get(error.errno, 'see to it')}, {KEPT}"
     return None
+
+
+def check_writable(files: Iterable[str | os.PathLike]) -> None:
+    """Errors: `InputError` for a folder into which one of these files is to be written and cannot be."""
+    folders = {Path(file).parent for file in files}
+    for folder in sorted({next(f for f in (folder, *folder.parents) if f.exists()) for folder in folders}):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+            raise InputError(str(explain(OSError(errno.EROFS if read_only else errno.EACCES, "", str(folder)))))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -53,7 +53,7 @@ def read_head(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # zipfile and NumPy raise a dozen types for broken files
-        raise InputError(f"{path}: not a whole head ({error}); delete it and run again") from None
+        raise InputError(f"{path}: not a whole head ({io.damage(path, error)}); delete it and run again") from None
     if head["weight"].ndim != 2 or head["scale"].size != 1 or head["bias"].size != 1:
         raise InputError(f"{path}: weight {list(head['weight'].shape)}, expected [classes, d]; build the head again")
     if not all(np.isfinite(value).all() for value in head.values()):

@@ -63,24 +63,30 @@ def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
 def load_array(path: str | os.PathLike, mmap: bool = True) -> np.ndarray:
     """Map (or read) a .npy file. Errors: `InputError` when it is missing, truncated or holds objects."""
     try:
-        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # which compares the header with the file's size
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # NumPy raises half a dozen types for headers that lie
-        _pass_on_what_is_no_damage(path, error)
-        raise InputError(f"{path}: not a whole .npy array ({error}); delete it and run again") from None
+        raise InputError(f"{path}: not a whole .npy array ({damage(path, error)}); delete it and run again") from None
     if not isinstance(array, np.ndarray):
         array.close()
         raise InputError(f"{path}: a zip, not a .npy array; delete it and run again")
-    return array
+    return array if mmap else np.array(array)
 
 
-def _pass_on_what_is_no_damage(path: str | os.PathLike, error: Exception) -> None:
-    """A want of memory, of permission or of the network's is no reason to delete a file."""
+def damage(path: str | os.PathLike, error: Exception) -> str:
+    """What a library says of a damaged file, in one line.
+
+    Errors: `error` itself where it is no damage: a want of memory, of permission or of the network is no reason to
+    delete a file.
+    """
     if isinstance(error, MemoryError):
         raise error
     if isinstance(error, OSError) and error.errno is not None:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    if "pickle" in str(error):  # NumPy takes whatever it does not know for one, and tells how to run it
+        return "it does not begin as an array of numbers"
+    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
 
 
 def join_arrays(path: str | os.PathLike, parts: Sequence[str | os.PathLike]) -> None:
@@ -146,8 +152,7 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] | None = None) ->
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # the last: a name twice
-        _pass_on_what_is_no_damage(path, error)
-        raise InputError(f"{path}: not a whole parquet file ({error}); delete it and run again") from None
+        raise InputError(f"{path}: not a whole parquet file ({damage(path, error)}); delete it and run again") from None
 
 
 # pyarrow's own conversions import pandas, where it is installed, and with it take 0.2 s of every process.

@@ -31,7 +31,10 @@ def pin(lock: Path, key: str, facts: Mapping[str, Any]) -> None:
 
 def pins_of(lock: Path) -> dict[str, Any]:
     """What is pinned, by key; nothing where there is no file yet. Errors: `InputError` for a file that is no lock."""
-    pins = io.read_json(lock) if lock.exists() else {}
+    try:
+        pins = io.read_json(lock) if lock.exists() else {}
+    except InputError as error:  # to delete it would be to forget all pins
+        raise InputError(f"{str(error).partition('; ')[0]}; take the committed file again") from None
     if not isinstance(pins, dict) or not all(isinstance(pin, dict) and _states(pin) for pin in pins.values()):
         raise InputError(f"{lock}: expected an object of objects; take the committed file again")
     return pins

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from clip_robustness.core.io import InputError
+from clip_robustness.core.io import InputError, damage
 
 # Column -> what it says. The documentation shows it.
 MEANING = {
@@ -33,4 +33,4 @@ def read_frame(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: no such table; make it first") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a whole parquet file ({error}); delete it and run again") from None
+        raise InputError(f"{path}: not a whole parquet file ({damage(path, error)}); delete it and run again") from None

@@ -34,6 +34,8 @@ def decode(data: bytes, archive: str, image_id: str) -> "Image":
     try:
         with Image.open(streams.BytesIO(data), formats=READ) as image:
             plain = image.convert("RGB")
+    except MemoryError:  # no fault of the image
+        raise
     except Exception as error:  # Pillow raises a dozen types for broken files, SyntaxError and IndexError too
         fault = "zero bytes" if not data else str(error).partition("<_io")[0].strip() or type(error).__name__
         remedy = "fetch the data set that it is made from again"

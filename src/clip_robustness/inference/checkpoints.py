@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_robustness.core.failures import is_out_of_memory
 from clip_robustness.core.io import InputError
 from clip_robustness.core.lock import say
 
@@ -131,6 +132,8 @@ def _is_torchscript(checkpoint: Path) -> bool:
 
 
 def _damaged(where: str, checkpoint: Path, error: Exception) -> str:
+    if is_out_of_memory(error):
+        raise error
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"{where}: {checkpoint.name} is no whole checkpoint ({first}); fetch or save it again"
 

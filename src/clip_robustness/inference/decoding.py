@@ -68,7 +68,7 @@ def preallocate(path: Path, shape: tuple[int, ...]) -> int:
             file.truncate(total)
         except OSError as error:
             fault = f"no room for {total:,} bytes ({error.strerror})"
-            raise InputError(f"{path.parent}: {fault}; make room") from None
+            raise InputError(f"{path.parent}: {fault}; make room and run again") from None
     return header
 
 
@@ -132,7 +132,8 @@ def run(work: Work, chunks: Iterable[list[_Item]], pool: Pool | None) -> Iterato
         yield from (future.result() for future in concurrent.futures.as_completed(waiting))
     except concurrent.futures.process.BrokenProcessPool:
         fault = "a process that decodes was killed, most likely for want of memory"
-        raise InputError(f"{work.file.parent}: {fault}; run with fewer workers") from None
+        remedy = "give the job more (`set-resources`, key mem_mb) or take fewer `threads`, then run again"
+        raise InputError(f"{work.file.parent}: {fault}; {remedy}") from None
 
 
 def _fill(work: Work, chunk: list[_Item], reader: ArchiveReader) -> _Filled:
@@ -146,7 +147,7 @@ def _fill(work: Work, chunk: list[_Item], reader: ArchiveReader) -> _Filled:
                 fast = _fast(data, item, work.spec) if work.fast else None
                 if fast is None or item.row % CHECKED == 0:
                     pixels = preprocess(decode(data, item.archive, item.image_id), work.spec)
-            except (InputError, ValueError, MemoryError) as error:  # the latter two: an absurd aspect ratio
+            except (InputError, ValueError) as error:  # the latter: an absurd aspect ratio
                 named = str(error).startswith(item.archive)
                 faults[item.row] = f"{'' if named else f'{item.archive}, image {item.image_id!r}: '}{error}"
                 continue

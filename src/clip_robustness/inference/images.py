@@ -16,6 +16,7 @@ from clip_robustness.core.preprocessing import Preprocessing
 
 # What data sets hold. Others, such as PostScript, would start programs of the machine.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+LARGEST = 1 << 28  # pixels, which take 1 GB
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -25,10 +26,12 @@ RESAMPLING = {
 
 
 def decode(data: bytes, archive: str, image_id: str) -> Image.Image:
-    """Encoded bytes -> RGB image. Errors: `InputError` that names archive and image, whatever is wrong."""
+    """Encoded bytes -> RGB image. Errors: `InputError` that names archive and image, whatever is wrong with it."""
     try:
         with Image.open(bytes_io.BytesIO(data), formats=FORMATS) as image:
             return image.convert("RGB")
+    except MemoryError:  # no fault of the image, which must not be left out for it
+        raise
     except Exception as error:  # Pillow raises a dozen types for broken files, SyntaxError and IndexError too
         fault = "zero bytes" if not data else str(error).partition("<_io")[0].strip() or type(error).__name__
         raise InputError(f"{archive}, image '{image_id}': cannot decode it ({fault})") from None
@@ -51,13 +54,15 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> np.ndarray:
 
 
 def resized_size(width: int, height: int, spec: Preprocessing) -> tuple[int, int]:
-    """(width, height) that `spec` resizes to."""
+    """(width, height) that `spec` resizes to. Errors: `InputError` for one that grows beyond LARGEST."""
     if spec.squash is not None:
         return spec.squash[1], spec.squash[0]
     if spec.shorter_side is None:
         return width, height
     short, long = sorted((width, height))
     longer_side = int(spec.shorter_side * long / short)
+    if spec.shorter_side * longer_side > LARGEST:
+        raise InputError(f"{width}x{height} px would be resized to {spec.shorter_side} x {longer_side:,}")
     return (spec.shorter_side, longer_side) if width <= height else (longer_side, spec.shorter_side)
 
 

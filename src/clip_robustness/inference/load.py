@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clip_robustness.core.failures import is_out_of_memory
 from clip_robustness.core.io import InputError, check_sealed
 
 CLASSIFIER = "classifier.safetensors"
@@ -110,7 +111,14 @@ def check_while_importing(folder: Path, library: str) -> dict[str, Any]:
 
 
 def summary(error: Exception) -> str:
-    """What a library says of weights that it cannot take, with the first few of the tensors that it lists."""
+    """What a library says of weights that it cannot take, with the first few of the tensors that it lists.
+
+    Errors: `error` itself where memory ran out, which is no fault of the weights.
+    """
+    if is_out_of_memory(error):
+        raise error
+    if "weights_only" in str(error):  # torch tells at length how to run what is in a file
+        return "a file of them is a pickle that holds more than tensors, and is not read."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for i, line in enumerate(lines):
         names = line.split(", ")

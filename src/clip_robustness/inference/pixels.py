@@ -246,7 +246,7 @@ def read_rows(pixels: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 def _unreadable(index: Path, n: int, faults: list[str]) -> str:
     more = [f"  and {len(faults) - SHOWN:,} more"] if len(faults) > SHOWN else []
-    remedy = "Remedy: repair or fetch the archive again, or set on_error to mask to leave them out"
+    remedy = "Remedy: repair or fetch the archive again, or set `on_unreadable: mask` in the config to leave them out"
     shown = [f"  {fault}" for fault in faults[:SHOWN]]
     return "\n".join([f"{index}: {len(faults):,} of {n:,} images cannot be read:", *shown, *more, remedy])
 

@@ -45,7 +45,7 @@ class Members:
         try:
             with Image.open(bytes_io.BytesIO(self._read(row, "depth_")), formats=("PNG",)) as image:
                 image.load()
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:  # as in `decode`
             raise InputError(f"{where}: cannot decode it ({type(error).__name__}); {REMEDY}") from None
