@@ -3,9 +3,9 @@
 #     docker build --tag clip_robustness .
 #     docker run --rm clip_robustness snakemake --configfile config/published.yaml
 #
-# With a checkout mounted over /work, its code runs and its folders are written to:
+# With a checkout mounted over /project, its code runs and its folders are written to:
 #
-#     docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/work" clip_robustness snakemake
+#     docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/project" clip_robustness snakemake
 FROM python:3.11.14-slim-bookworm
 
 # Snakemake asks git which files it must send to jobs elsewhere; its file-system storage copies with rsync.
@@ -23,11 +23,11 @@ RUN pip download --no-cache-dir --dest /opt/clip_robustness/wheels \
 ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/clip_robustness/wheels
 
 RUN useradd --create-home --uid 1000 clip \
-    && install --directory --owner clip --group clip /work /workdir
-WORKDIR /work
+    && install --directory --owner clip --group clip /project /workdir
+WORKDIR /project
 COPY --chown=clip:clip . .
 
 # Caches go to a folder that any --user may write to; nvidia-smi names the GPUs that jobs lease.
-ENV HOME=/tmp PYTHONPATH=/work/src NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV HOME=/tmp PYTHONPATH=/project/src NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER clip
 CMD ["python", "-m", "clip_robustness", "--help"]

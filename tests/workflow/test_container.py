@@ -135,7 +135,7 @@ def test_pods_install_the_storage_plugin_without_a_network(root, tmp_path):
 def test_what_is_copied_is_enough(root, context):
     """The image's own command, and a study planned, where only what the image has is there."""
     environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(context)}
-    environment["PYTHONPATH"] = variables(root)["PYTHONPATH"].replace("/work", str(context))
+    environment["PYTHONPATH"] = variables(root)["PYTHONPATH"].replace("/project", str(context))
     (command,) = values(root, "CMD")
     for words in (json.loads(command), ["snakemake", "--configfile", "config/published.yaml", "--dry-run"]):
         run = subprocess.run(words, cwd=context, env=environment, capture_output=True, text=True)
