@@ -1,4 +1,4 @@
-"""What the rules of data, pixels of the mini study's world included, take and ask for."""
+"""What the rules take that fetch, index, derive and render data sets, and what stops a run before its first job."""
 
 
 def download_json(wildcards, output):
